@@ -1,0 +1,1 @@
+"""Example networks, plain PyTorch modules that know nothing of the tool that reads them."""

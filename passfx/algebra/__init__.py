@@ -1,0 +1,1 @@
+"""Exact float64 tensor algebra of affine operators and clips; it knows no graph."""

@@ -1,0 +1,1 @@
+"""What a graph holds: shortcuts, and what its operators cost. Reads graphs, never writes them."""

@@ -1,0 +1,228 @@
+"""Shortcuts: the branches from a fork to a merge that are no-ops or affine.
+
+A merge joins two tensors that share an ancestor. Its fork is the nearest common dominator of the
+two operands: the last value that everything on both branches has passed through. A branch that
+changes nothing is an identity shortcut; one that is affine in the fork (conv, linear, eval-mode
+norm, scale, average pool, zero pad) is a projection. The other branch is the body.
+"""
+
+from dataclasses import dataclass
+
+from torch import ops
+from torch.fx import GraphModule, Node
+
+from passfx.graph.query import (
+    arguments,
+    is_call,
+    is_constant,
+    module_path,
+    op_name,
+    same_type,
+    tensor,
+)
+
+aten = ops.aten
+
+_MERGES = (aten.add, aten.sub)
+_MOVES = (
+    aten.reshape,
+    aten.view,
+    aten._unsafe_view,
+    aten.flatten,
+    aten.unflatten,
+    aten.squeeze,
+    aten.unsqueeze,
+    aten.permute,
+    aten.transpose,
+    aten.slice,
+    aten.expand,
+    aten.roll,
+    aten.flip,
+    aten.clone,
+    aten.contiguous,
+    aten.alias,
+    aten.detach,
+    aten.constant_pad_nd,
+    aten.cat,
+    aten.upsample_nearest1d,
+    aten.upsample_nearest2d,
+    aten.upsample_nearest3d,
+    aten.upsample_bilinear2d,
+)
+_LAYERS = (
+    aten.conv1d,
+    aten.conv2d,
+    aten.conv3d,
+    aten.conv_transpose1d,
+    aten.conv_transpose2d,
+    aten.conv_transpose3d,
+    aten.linear,
+)
+_AVERAGES = (
+    aten.avg_pool1d,
+    aten.avg_pool2d,
+    aten.avg_pool3d,
+    aten.adaptive_avg_pool1d,
+    aten.adaptive_avg_pool2d,
+    aten.adaptive_avg_pool3d,
+    aten.mean,
+    aten.sum,
+)
+_NOTHING = (
+    aten.clone,
+    aten.contiguous,
+    aten.alias,
+    aten.detach,
+    aten.dropout,
+    aten.to,
+    aten._to_copy,
+)
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """One shortcut of a captured graph; nodes are given by name, branches in topological order.
+
+    Attributes:
+        kind: "identity" or "projection".
+        merge_op: "add" or "sub".
+        fork, merge: the node where the branches part, and the one where they meet.
+        module: the module that the merge was traced in.
+        path: the nodes of the shortcut's own branch; empty for an identity.
+        body: the nodes of the other branch.
+        collapsible: whether the body is affine in the fork as well, so that the whole merge is one
+            affine operator.
+    """
+
+    kind: str
+    merge_op: str
+    fork: str
+    merge: str
+    module: str
+    path: tuple[str, ...]
+    body: tuple[str, ...]
+    collapsible: bool
+
+
+def find_shortcuts(graph_module: GraphModule) -> tuple[Shortcut, ...]:
+    """The shortcuts of a captured graph, in the order of their merges."""
+    dominators = _immediate_dominators(graph_module)
+    found = (
+        _shortcut(node, dominators)
+        for node in graph_module.graph.nodes
+        if is_call(node, *_MERGES) and len(node.all_input_nodes) == 2
+    )
+    return tuple(shortcut for shortcut in found if shortcut is not None)
+
+
+def _shortcut(merge: Node, dominators: dict[Node, Node | None]) -> Shortcut | None:
+    left, right = merge.all_input_nodes
+    if is_constant(left) or is_constant(right) or tensor(left) is None or tensor(right) is None:
+        return None
+    fork = _common_dominator(left, right, dominators)
+    if fork is None or tensor(fork) is None:
+        return None
+    branches = [_Branch.between(fork, end) for end in (left, right)]
+    shortcuts = sorted((branch for branch in branches if branch.kind), key=_Branch.order)
+    if not shortcuts:
+        return None
+    path = shortcuts[0]
+    body = branches[1 - branches.index(path)]
+    if body.kind == "identity":
+        return None  # x + x is a scale
+    return Shortcut(
+        kind=str(path.kind),
+        merge_op=op_name(merge),
+        fork=fork.name,
+        merge=merge.name,
+        module=module_path(merge),
+        path=tuple(node.name for node in path.nodes),
+        body=tuple(node.name for node in body.nodes),
+        collapsible=body.kind is not None,
+    )
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """The nodes from a fork (excluded) to a merge (excluded), and what they are together."""
+
+    nodes: tuple[Node, ...]
+    kind: str | None
+
+    @classmethod
+    def between(cls, fork: Node, end: Node) -> "_Branch":
+        inside: set[Node] = set()
+        pending = [end]
+        while pending:
+            node = pending.pop()
+            if node is not fork and node not in inside and not is_constant(node):
+                inside.add(node)
+                pending.extend(node.all_input_nodes)
+        nodes = tuple(sorted(inside, key=lambda item: item._sort_key))
+        if all(is_call(node, *_NOTHING) and same_type(node, node.args[0]) for node in nodes):
+            return cls(nodes, "identity")
+        depends = {fork, *nodes}
+        affine = all(is_affine(node, depends) for node in nodes)
+        return cls(nodes, "projection" if affine else None)
+
+    def order(self) -> tuple[bool, int]:
+        return self.kind != "identity", len(self.nodes)
+
+
+def is_affine(node: Node, variables: set[Node]) -> bool:
+    """Whether a node is y = A·x + b in those of its inputs that are in `variables`.
+
+    Weights and statistics must be constants; sizes of dynamic dimensions count as constants.
+    """
+    reads = [read for read in node.all_input_nodes if read in variables]
+    if tensor(node) is None:  # size arithmetic, or the parts of a split
+        return is_call(node, aten.sym_size) or is_call(
+            node, aten.split, aten.split_with_sizes, aten.chunk
+        )
+    if not is_call(node):
+        return getattr(node.target, "__name__", "") == "getitem"
+    if is_call(node, *_MOVES, *_AVERAGES, *_NOTHING):
+        return True
+    if is_call(node, *_LAYERS):
+        return reads == [node.args[0]]
+    if is_call(node, aten.batch_norm):
+        return reads == [node.args[0]] and not arguments(node)["training"]
+    if is_call(node, aten.add, aten.sub):
+        return True
+    if is_call(node, aten.mul):
+        return len(reads) == 1 and node.args[0] is not node.args[1]
+    if is_call(node, aten.div):
+        return reads == [node.args[0]] and arguments(node).get("rounding_mode") is None
+    if is_call(node, aten.pad):
+        return arguments(node)["mode"] in ("constant", "reflect", "replicate", "circular")
+    return False
+
+
+def _immediate_dominators(graph_module: GraphModule) -> dict[Node, Node | None]:
+    """Each node's immediate dominator; constants have none and dominate nothing.
+
+    In a DAG visited in topological order, a node's immediate dominator is the nearest common
+    dominator of its inputs (Cooper, Harvey and Kennedy, 2001, without the iteration).
+    """
+    dominators: dict[Node, Node | None] = {}
+    for node in graph_module.graph.nodes:
+        reads = [read for read in node.all_input_nodes if read in dominators]
+        if node.op == "placeholder":
+            dominators[node] = None
+        elif reads:
+            nearest: Node | None = reads[0]
+            for read in reads[1:]:
+                nearest = _common_dominator(nearest, read, dominators)
+            dominators[node] = nearest
+    return dominators
+
+
+def _common_dominator(
+    a: Node | None, b: Node | None, dominators: dict[Node, Node | None]
+) -> Node | None:
+    while a is not b and a is not None and b is not None:
+        if a < b:
+            b = dominators.get(b)
+        else:
+            a = dominators.get(a)
+    return a if a is b else None

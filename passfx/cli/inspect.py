@@ -1,0 +1,32 @@
+"""`passfx inspect`."""
+
+from typing import Any
+
+import click
+
+from passfx.cli.options import (
+    Output,
+    load,
+    output_options,
+    pass_options,
+    reports_errors,
+    source_options,
+)
+from passfx.report.console import print_inspection
+
+
+@click.command()
+@source_options
+@pass_options
+@output_options
+@reports_errors
+def inspect(source: str, json_path: str | None, quiet: bool, **options: Any) -> None:
+    """Show the shortcuts of SOURCE and what each pass would rewrite or refuse; write nothing.
+
+    SOURCE is file.py:factory, package.module:factory, timm:NAME, torchvision:NAME or file.pt2.
+    """
+    out = Output(json_path, quiet)
+    with out.progress() as progress:
+        optimized = load(source, progress=progress, **options)
+    out.write_json(optimized.report)
+    print_inspection(out.console, optimized.report)

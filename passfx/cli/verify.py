@@ -1,0 +1,40 @@
+"""`passfx verify`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from passfx.cli.options import Output, load, output_options, reports_errors, source_options
+from passfx.optimized import prove_file
+from passfx.report.console import print_parity
+
+
+@click.command()
+@source_options
+@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
+@click.option("--rtol", type=float, default=1e-6, show_default=True,
+    help="Relative error tolerated beyond twice the model's own.")  # fmt: skip
+@output_options
+@reports_errors
+def verify(
+    source: str,
+    model: Path,
+    rtol: float,
+    seed: int,
+    json_path: str | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Prove an ONNX file against its SOURCE, whoever wrote it.
+
+    Both run on the same samples, SOURCE in float64; the exit code is 1 where they disagree. Give
+    the same --arg, --weights and --seed that the file was made with.
+    """
+    out = Output(json_path, quiet)
+    with out.progress() as progress:
+        optimized = load(source, seed=seed, only=("remove-unused",), progress=progress, **options)
+        progress("verify")
+        report = prove_file(optimized, model, rtol=rtol, seed=seed)
+    out.write_json(report)
+    print_parity(out.console, report)

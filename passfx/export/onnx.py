@@ -1,0 +1,214 @@
+"""A rewritten graph as an ONNX file, through torch's own exporter."""
+
+import os
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from google.protobuf.message import DecodeError
+from torch.export import ExportedProgram
+from torch.export.graph_signature import (
+    ConstantArgument,
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    SymIntArgument,
+    TensorArgument,
+)
+from torch.fx import Graph, GraphModule, Node
+
+from passfx.capture import Captured
+from passfx.errors import ExportError
+from passfx.graph.query import attribute, is_constant, tensor, value
+from passfx.version import __version__
+
+_INLINE_BYTES = 2 * 10**9 - 10**8  # a protobuf message holds 2 GB at most, graph included
+
+
+def to_exported_program(graph_module: GraphModule, captured: Captured) -> ExportedProgram:
+    """The rewritten graph as an exported program, with the inputs and ranges it was captured with.
+
+    Constants, which the graph reads by `get_attr`, become inputs of kind buffer, as the format
+    wants; node metadata (module scopes, source lines) is kept.
+    """
+    graph, copies = Graph(), dict[Node, Node]()
+    inputs: list[InputSpec] = []
+    state: dict[str, Any] = {}
+    by_target: dict[str, Node] = {}
+    nodes = list(graph_module.graph.nodes)
+    for node in filter(is_constant, nodes):
+        target = str(node.target)
+        if target not in by_target:
+            name = f"c_{target.replace('.', '_')}"
+            by_target[target] = placeholder = graph.placeholder(name)
+            placeholder.meta = {"val": node.meta["val"]}
+            state[target] = attribute(graph_module, target).detach()
+            argument = TensorArgument(placeholder.name)
+            inputs.append(InputSpec(InputKind.BUFFER, argument, target, persistent=True))
+        copies[node] = by_target[target]
+    for node in nodes:
+        if node.op == "output":
+            results = graph.output(graph.node_copy(node, copies.__getitem__).args[0])
+            graph.erase_node(results.prev)
+        elif node not in copies:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+            if node.op == "placeholder":
+                inputs.append(InputSpec(InputKind.USER_INPUT, _argument(copies[node]), None))
+    outputs = [
+        OutputSpec(OutputKind.USER_OUTPUT, _argument(item), None)
+        for item in graph.output_node().args[0]  # type: ignore[union-attr]
+    ]
+    program = captured.program
+    return ExportedProgram(
+        root=torch.nn.Module(),
+        graph=graph,
+        graph_signature=ExportGraphSignature(inputs, outputs),
+        state_dict=state,
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph[:1],
+        example_inputs=(captured.args, captured.kwargs),
+    )
+
+
+def _argument(item: Any) -> Any:
+    if isinstance(item, Node):
+        if tensor(item) is not None:
+            return TensorArgument(item.name)
+        if isinstance(value(item), torch.SymInt):
+            return SymIntArgument(item.name)
+        return ConstantArgument(item.name, value(item))
+    return ConstantArgument("", item)
+
+
+def export_onnx(
+    graph_module: GraphModule,
+    captured: Captured,
+    *,
+    opset: int = 20,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+) -> "torch.onnx.ONNXProgram":
+    """Translate a rewritten graph to ONNX, in memory.
+
+    Args:
+        input_names, output_names: one per flat tensor; by default those of the capture.
+
+    Raises:
+        ExportError: the exporter has no translation for an operator, or the names do not fit.
+    """
+    names = {
+        "input": (input_names, captured.input_names),
+        "output": (output_names, captured.output_names),
+    }
+    for kind, (given, own) in names.items():
+        if given is not None and len(given) != len(own):
+            raise ExportError(
+                f"{len(given)} {kind} names for {len(own)} {kind}s ({', '.join(own)})"
+            )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                to_exported_program(graph_module, captured),
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(input_names or captured.input_names),
+                output_names=list(output_names or captured.output_names),
+                verbose=False,
+            )
+    except Exception as error:
+        raise ExportError(_explain(error)) from error
+    assert program is not None
+    _name_dims(program.model, captured)
+    program.model.producer_name = "passfx"
+    program.model.producer_version = __version__
+    program.model.metadata_props["passfx.version"] = __version__
+    return program
+
+
+def _explain(error: BaseException) -> str:
+    """The innermost cause; the exporter's own message is mostly advice for its maintainers."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    return f"torch's ONNX exporter cannot write this model: {type(error).__name__}: {reason}"
+
+
+@contextmanager
+def staged(
+    program: "torch.onnx.ONNXProgram", path: Path
+) -> Iterator[tuple[Path, tuple[int, int, dict[str, int]]]]:
+    """Write the file beside its place; move it there if the block succeeds, else leave nothing.
+
+    It is written in a folder of its own under its own name, because external data is found by
+    name. It is checked with full shape inference. Weights of more than 2 GB are external.
+
+    Yields:
+        The staged file, and its size in bytes, its number of nodes and their operators.
+
+    Raises:
+        ExportError: the written file does not pass `onnx.checker`.
+    """
+    weights = sum(
+        item.const_value.nbytes
+        for item in program.model.graph.initializers.values()
+        if item.const_value
+    )
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".passfx-") as folder:
+        written = Path(folder) / path.name
+        program.save(written, external_data=weights > _INLINE_BYTES)
+        try:
+            onnx.checker.check_model(str(written), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ExportError(f"the exported model is not valid ONNX: {error}") from error
+        yield written, summarize(written)[1]
+        files = sorted(Path(folder).iterdir(), key=lambda file: file == written)
+        for file in files:  # the data first, so that the model never points at missing weights
+            os.replace(file, path.parent / file.name)
+
+
+def summarize(path: Path) -> tuple[int | None, tuple[int, int, dict[str, int]]]:
+    """The opset of a file; its bytes with external data, its number of nodes, their operators.
+
+    Raises:
+        ExportError: it is not an ONNX file.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except FileNotFoundError as error:
+        raise ExportError(f"{path} does not exist") from error
+    except DecodeError as error:
+        raise ExportError(f"{path} is not an ONNX file") from error
+    counts = Counter(node.op_type for node in model.graph.node)
+    ops = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    opset = next(
+        (item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), None
+    )
+    external = path.with_name(path.name + ".data")
+    size = path.stat().st_size + (external.stat().st_size if external.exists() else 0)
+    return opset, (size, len(model.graph.node), ops)
+
+
+def _name_dims(model: Any, captured: Captured) -> None:
+    """Dynamic sizes by the names that the user gave them instead of the tracer's symbols."""
+    values = [*model.graph.inputs, *model.graph.outputs]
+    for node in model.graph.all_nodes():
+        values += node.outputs
+    for item in values:
+        if item.shape is not None and not item.shape.is_static():
+            item.shape = ir.Shape(
+                [
+                    captured.dim_name(str(size.value)) if isinstance(size, ir.SymbolicDim) else size
+                    for size in item.shape
+                ]
+            )

@@ -1,0 +1,1 @@
+"""torch.fx graphs: reading (`query`), running (`evaluate`), writing (`editor`), text."""

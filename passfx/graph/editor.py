@@ -1,0 +1,258 @@
+"""The only writer of a graph: every edit is proposed, certified, and then committed or undone.
+
+An edit leaves the old nodes in place beside the new ones until its certificate holds, so undoing
+it is erasing what was added. Constants are never overwritten: a fold attaches a new tensor and the
+one new node reads it, so weights shared between layers stay what they were.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+from torch.fx.traceback import NodeSource, NodeSourceAction
+
+from passfx.graph.query import attribute, is_constant, module_path, same_type, tensor, value
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """One committed edit: where, what, the nodes it removed and added, its certificate's error."""
+
+    at: str
+    module: str
+    what: str
+    removed: tuple[str, ...]
+    added: tuple[str, ...]
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The right shape, but unsafe: where, and why."""
+
+    at: str
+    module: str
+    reason: str
+
+
+def refuse(node: Node, reason: str) -> Refusal:
+    """A refusal at `node`."""
+    return Refusal(node.name, module_path(node), reason)
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a pass found: the edit's place, the nodes it replaces, and a sentence for the report.
+
+    `nodes` is the region that the certificate runs, in topological order; its last node is `at`.
+    """
+
+    at: Node
+    nodes: tuple[Node, ...]
+    what: str
+    data: Any = None
+
+
+@dataclass
+class Edit:
+    """An edit in progress: what it added, and which old values the new ones replace."""
+
+    match: Match
+    added: list[Node] = field(default_factory=list)
+    exact: dict[Node, torch.Tensor] = field(default_factory=dict)
+    replacements: dict[Node, Node] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The outcome of a local proof: the largest relative error, and the failure if there is one."""
+
+    error: float | None
+    failure: str | None = None
+
+
+Certify = Callable[[Edit], Certificate]
+
+
+class Editor:
+    """Edits one graph module and records what it did; `modified` is derived from the record."""
+
+    def __init__(self, graph_module: GraphModule, pass_name: str, certify: Certify) -> None:
+        self.graph_module = graph_module
+        self.rewrites: list[Rewrite] = []
+        self.refusals: list[Refusal] = []
+        self._pass_name = pass_name
+        self._certify = certify
+        self._edit: Edit | None = None
+
+    @property
+    def graph(self) -> Graph:
+        """The graph that is edited."""
+        return self.graph_module.graph
+
+    @property
+    def modified(self) -> bool:
+        """Whether any edit was committed."""
+        return bool(self.rewrites)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Record a refusal once."""
+        if refusal not in self.refusals:
+            self.refusals.append(refusal)
+
+    @contextmanager
+    def edit(self, match: Match) -> Iterator[Edit]:
+        """Open an edit at `match.at`; on leaving, certify it and commit or undo it."""
+        edit = self._edit = Edit(match)
+        try:
+            with self.graph.inserting_before(match.at):
+                yield edit
+        except BaseException:
+            self._undo(edit)
+            raise
+        finally:
+            self._edit = None
+        failure = self._type_change(edit)
+        certificate = Certificate(None, failure) if failure else self._certify(edit)
+        if certificate.failure is None:
+            self._commit(edit, certificate.error)
+        else:
+            self._undo(edit)
+            self.refuse(refuse(match.at, f"undone: {certificate.failure}"))
+
+    def call(self, target: OpOverload, *args: Any, **kwargs: Any) -> Node:
+        """Insert an operator call in the open edit and infer its metadata."""
+        edit = self._open_edit()
+        name = target.overloadpacket.__name__
+        node = self.graph.create_node("call_function", target, args, kwargs, name=name)
+        edit.added.append(node)
+        fake_args, fake_kwargs = map_arg((args, kwargs), value)
+        with _fake_mode(self.graph), torch.no_grad():
+            self._stamp(node, edit, target(*fake_args, **fake_kwargs))
+        return node
+
+    def constant(self, exact: torch.Tensor, dtype: torch.dtype, name: str) -> Node:
+        """Attach a tensor, rounded once to `dtype`, and insert the node that reads it.
+
+        `exact` keeps its full precision for the certificate. `name` is the dotted path to take; a
+        number is appended where it is in use.
+        """
+        edit = self._open_edit()
+        tensor = exact.detach().to(dtype).contiguous()
+        target = _attach(self.graph_module, name, tensor)
+        node = self.graph.get_attr(target)
+        edit.added.append(node)
+        edit.exact[node] = exact.detach()
+        self._stamp(node, edit, _fake_mode(self.graph).from_tensor(tensor, static_shapes=True))
+        node.meta[_WANTED_NAME] = name
+        return node
+
+    def finish(self) -> None:
+        """Detach constants that no node reads, give new ones the names this frees, recompile."""
+        used = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
+        for path, module in self.graph_module.named_modules():
+            prefix = f"{path}." if path else ""
+            tensors = [
+                name for name, item in vars(module).items() if isinstance(item, torch.Tensor)
+            ]
+            for name in [*module._parameters, *module._buffers, *tensors]:
+                if prefix + name not in used:
+                    delattr(module, name)
+        for node in self.graph.nodes:
+            wanted, current = node.meta.get(_WANTED_NAME), node.target
+            if wanted is None or wanted == current or wanted in used:
+                continue
+            renamed = _attach(self.graph_module, wanted, attribute(self.graph_module, current))
+            used.add(renamed)
+            for reader in self.graph.nodes:
+                if reader.op == "get_attr" and reader.target == current:
+                    reader.target = renamed
+            parent, _, name = current.rpartition(".")
+            delattr(self.graph_module.get_submodule(parent), name)
+        self.graph_module.recompile()
+
+    def _open_edit(self) -> Edit:
+        assert self._edit is not None, "the graph is only written inside an edit"
+        return self._edit
+
+    def _stamp(self, node: Node, edit: Edit, fake: Any) -> None:
+        """Metadata: the node's value, and the module and line of the old node it continues."""
+        like = [old for old in edit.match.nodes if old.target == node.target]
+        origin = like[0] if like else edit.match.at
+        node.meta["val"] = fake
+        for key in ("nn_module_stack", "stack_trace"):
+            if key in origin.meta:
+                node.meta[key] = origin.meta[key]
+        node.meta["from_node"] = [
+            NodeSource(source, f"passfx.{self._pass_name}", NodeSourceAction.REPLACE)
+            for source in edit.match.nodes
+        ]
+
+    def _type_change(self, edit: Edit) -> str | None:
+        for old, new in edit.replacements.items():
+            if tensor(old) is not None and not same_type(old, new):
+                return f"{old.name} is {_type(old)}, its replacement {new.name} is {_type(new)}"
+        return None
+
+    def _commit(self, edit: Edit, error: float | None) -> None:
+        for old, new in edit.replacements.items():
+            old.replace_all_uses_with(new)
+        removed = self._erase_unused(reversed(edit.match.nodes))
+        added = tuple(node.name for node in edit.added if node.op != "get_attr")
+        at = edit.match.at
+        self.rewrites.append(
+            Rewrite(at.name, module_path(at), edit.match.what, tuple(removed), added, error)
+        )
+
+    def _undo(self, edit: Edit) -> None:
+        for node in reversed(edit.added):
+            self.graph.erase_node(node)
+
+    def _erase_unused(self, nodes: Iterable[Node]) -> list[str]:
+        """Erase the nodes without users, then the constants that only they read."""
+        removed = []
+        for node in nodes:
+            if node.users or node.op == "placeholder" or node._erased:
+                continue
+            constants = [read for read in node.all_input_nodes if is_constant(read)]
+            self.graph.erase_node(node)
+            removed.append(node.name)
+            for read in constants:
+                if not read.users:
+                    self.graph.erase_node(read)
+        return removed[::-1]
+
+
+_WANTED_NAME = "passfx_name"
+
+
+def _fake_mode(graph: Graph) -> FakeTensorMode:
+    for node in graph.nodes:
+        fake = tensor(node)
+        if fake is not None and hasattr(fake, "fake_mode"):
+            return fake.fake_mode  # type: ignore[no-any-return]
+    raise AssertionError("a captured graph has fake values")
+
+
+def _attach(module: torch.nn.Module, path: str, tensor: torch.Tensor) -> str:
+    *parents, name = path.split(".")
+    for part in parents:
+        if not isinstance(getattr(module, part, None), torch.nn.Module):
+            module.add_module(part, torch.nn.Module())
+        module = getattr(module, part)
+    unique, number = name, 1
+    while hasattr(module, unique):
+        unique, number = f"{name}_{number}", number + 1
+    module.register_buffer(unique, tensor)
+    return ".".join([*parents, unique])
+
+
+def _type(node: Node) -> str:
+    fake = tensor(node)
+    return "no tensor" if fake is None else f"{fake.dtype} {tuple(fake.shape)}"

@@ -1,0 +1,81 @@
+"""Run nodes of a graph on real tensors, in their own dtypes or entirely in float64.
+
+Float64 is the reference that every fold, certificate and parity check compares with: floating
+constants are widened on reading, dtype arguments that name a floating type are read as float64,
+and no intermediate result is ever rounded to a narrower type.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_aggregate, map_arg
+
+from passfx.graph.query import constant, is_constant
+
+_WIDE = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex32: torch.complex128,
+    torch.complex64: torch.complex128,
+}
+
+
+def widen(item: Any) -> Any:
+    """A floating tensor or dtype in double precision; anything else as it is."""
+    if isinstance(item, torch.Tensor):
+        return item.detach().to(_WIDE.get(item.dtype, item.dtype))
+    if isinstance(item, torch.dtype):
+        return _WIDE.get(item, item)
+    return item
+
+
+def evaluate(nodes: Iterable[Node], values: dict[Node, Any], *, double: bool = True) -> None:
+    """Compute `nodes`, given in topological order, into `values`.
+
+    Args:
+        nodes: calls and constants; their other inputs must be in `values` already.
+        values: node → value; a constant that is present is not read from the module.
+        double: compute in float64 throughout (the module docstring says how).
+    """
+
+    def convert(item: Any) -> Any:
+        return map_aggregate(item, widen) if double else item
+
+    with torch.no_grad():
+        for node in nodes:
+            if node in values:
+                continue
+            if is_constant(node):
+                values[node] = convert(constant(node))
+                continue
+            assert node.op == "call_function" and callable(node.target), node.format_node()
+            args, kwargs = map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+            values[node] = convert(node.target(*convert(args), **convert(kwargs)))
+
+
+def run_flat(
+    graph_module: GraphModule, inputs: Iterable[Any], *, double: bool = True
+) -> tuple[Any, ...]:
+    """Run a captured graph on its flat inputs; return its flat outputs.
+
+    Values are dropped after their last use, so that memory stays near what the model itself needs.
+    """
+    remaining = iter(inputs)
+    values: dict[Node, Any] = {}
+    uses = {node: len(node.users) for node in graph_module.graph.nodes}
+    for node in graph_module.graph.nodes:
+        if node.op == "placeholder":
+            given = next(remaining)
+            values[node] = map_aggregate(given, widen) if double else given
+        elif node.op == "output":
+            return tuple(map_arg(node.args[0], values.__getitem__))
+        else:
+            evaluate([node], values, double=double)
+        for used in node.all_input_nodes:
+            uses[used] -= 1
+            if not uses[used]:
+                values.pop(used, None)
+    raise AssertionError("a graph ends in an output node")

@@ -1,0 +1,159 @@
+"""Read-only questions about a captured graph: shapes, dtypes, constants, arguments, names."""
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+Size = int | torch.SymInt
+
+_CANONICAL_NAMES = {
+    "_native_batch_norm_legit_no_training": "batch_norm",
+    "_native_batch_norm_legit": "batch_norm",
+    "native_batch_norm": "batch_norm",
+    "native_layer_norm": "layer_norm",
+    "native_group_norm": "group_norm",
+    "native_dropout": "dropout",
+    "_to_copy": "to",
+    "_unsafe_view": "view",
+    "convolution": "conv",
+}
+
+
+def is_call(node: Any, *packets: Any) -> bool:
+    """Whether `node` calls an ATen operator of one of these packets (`torch.ops.aten.conv2d`)."""
+    return (
+        isinstance(node, Node)
+        and node.op == "call_function"
+        and isinstance(node.target, torch._ops.OpOverload)
+        and (not packets or node.target.overloadpacket in packets)
+    )
+
+
+def op_name(node: Node) -> str:
+    """The operator as reports name it: the packet, without overload or in-place underscore."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        name = target.overloadpacket.__name__.removesuffix("_")
+        return str(_CANONICAL_NAMES.get(name, name))
+    return str(getattr(target, "__name__", target))
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """Every argument of an operator call by its schema name, defaults filled in."""
+    target = cast(torch._ops.OpOverload, node.target)
+    bound = {}
+    for position, argument in enumerate(target._schema.arguments):
+        if position < len(node.args):
+            bound[argument.name] = node.args[position]
+        elif argument.name in node.kwargs:
+            bound[argument.name] = node.kwargs[argument.name]
+        else:
+            bound[argument.name] = argument.default_value
+    return bound
+
+
+def value(node: Any) -> Any:
+    """The fake value of a node (`meta["val"]`), or None where the graph carries none."""
+    return node.meta.get("val") if isinstance(node, Node) else None
+
+
+def tensor(node: Any) -> torch.Tensor | None:
+    """The fake tensor of a node, or None where its value is not one tensor."""
+    fake = value(node)
+    return fake if isinstance(fake, torch.Tensor) else None
+
+
+def hint(size: Size) -> int:
+    """A size as a number: for a dynamic one, that of the captured example."""
+    return size if isinstance(size, int) else int(size.node.hint)
+
+
+def same_sizes(a: Iterable[Size], b: Iterable[Size]) -> bool:
+    """Whether two shapes agree for every size that a dynamic dimension may take."""
+    a, b = tuple(a), tuple(b)
+    return len(a) == len(b) and all(
+        statically_known_true(x == y) for x, y in zip(a, b, strict=True)
+    )
+
+
+def same_type(a: Any, b: Any) -> bool:
+    """Whether two nodes hold tensors of provably equal shape, dtype and device."""
+    x, y = tensor(a), tensor(b)
+    return (
+        x is not None
+        and y is not None
+        and x.dtype == y.dtype
+        and x.device == y.device
+        and same_sizes(x.shape, y.shape)
+    )
+
+
+def is_constant(node: Any) -> bool:
+    """Whether `node` reads a parameter, a buffer or a tensor constant."""
+    return isinstance(node, Node) and node.op == "get_attr" and tensor(node) is not None
+
+
+def attribute(module: torch.nn.Module, target: str) -> Any:
+    """The object that a dotted `get_attr` target names."""
+    found: Any = module
+    for part in target.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def constant(node: Node) -> torch.Tensor:
+    """The tensor that a constant node reads, detached from autograd."""
+    module = node.graph.owning_module
+    assert module is not None
+    return cast(torch.Tensor, attribute(module, str(node.target))).detach()
+
+
+def is_random(node: Node) -> bool:
+    """Whether an operator draws random numbers."""
+    target = node.target
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and torch.Tag.nondeterministic_seeded in target.tags
+        and not (is_call(node) and arguments(node).get("train") is False)
+        and not (is_call(node) and arguments(node).get("dropout_p") == 0.0)
+    )
+
+
+def is_pure(node: Node) -> bool:
+    """Whether a node may be removed when unused, and shared when it is written twice."""
+    return node.op == "get_attr" or (
+        node.op == "call_function" and not node.is_impure() and not is_random(node)
+    )
+
+
+def module_path(node: Node) -> str:
+    """The path of the module that the node was traced in ("layer1.0.conv1"; "" for the root)."""
+    stack = node.meta.get("nn_module_stack")
+    path = list(stack.values())[-1][0] if stack else ""
+    return str(path).split("@")[0].removeprefix("L['self'].").removeprefix("L__self__.")
+
+
+def source_line(node: Node) -> str | None:
+    """`file.py:12` of the user's code that made the node, where the trace recorded it."""
+    frames = [
+        line.strip()
+        for line in (node.meta.get("stack_trace") or "").splitlines()
+        if "File " in line
+    ]
+    if not frames:
+        return None
+    file, line = frames[-1].removeprefix("File ").split(", ")[:2]
+    return f"{file.strip(chr(34))}:{line.removeprefix('line ')}"
+
+
+def operators(graph_module: GraphModule) -> list[Node]:
+    """The nodes that compute tensors: operator calls, without size arithmetic and getitem."""
+    return [
+        node
+        for node in graph_module.graph.nodes
+        if is_call(node)
+        and not isinstance(value(node), int | float | torch.SymInt | torch.SymFloat)
+    ]

@@ -1,0 +1,422 @@
+"""`passfx.optimize`: a model in, a faster graph module, its shortcuts and its report out."""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from passfx.analysis import shortcuts as shortcut_analysis
+from passfx.analysis.cost import graph_cost
+from passfx.analysis.shortcuts import Shortcut
+from passfx.capture import Captured, capture
+from passfx.errors import ExportError, SourceError, VerificationError
+from passfx.graph.evaluate import run_flat
+from passfx.graph.query import tensor
+from passfx.pipeline import choose_passes, optimize_graph
+from passfx.report.model import OnnxReport, PassReport, Report, TensorInfo
+from passfx.verify import Parity, parity
+
+TARGETS = ("cpu", "cuda")
+PRECISIONS = ("fp32", "fp16", "bf16")
+OPSETS = range(18, 26)
+
+Progress = Callable[[str], None]
+
+
+def silent(stage: str) -> None:
+    """No progress."""
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """An optimised model.
+
+    Attributes:
+        module: the rewritten graph, called like the original model. Weights that no pass changed
+            are shared with the original.
+        shortcuts: the shortcuts of the model as it was captured.
+        report: what was found and done; `report.to_dict()` is the JSON report.
+    """
+
+    module: GraphModule
+    shortcuts: tuple[Shortcut, ...]
+    report: Report
+    captured: Captured
+
+    def export(
+        self,
+        path: str | PathLike[str],
+        precision: str = "fp32",
+        opset: int = 20,
+        *,
+        verify: bool = True,
+        rtol: float = 1e-6,
+        seed: int = 0,
+        input_names: Sequence[str] | None = None,
+        output_names: Sequence[str] | None = None,
+        progress: Progress = silent,
+    ) -> Report:
+        """Write the optimised model as ONNX and prove the file under ONNX Runtime.
+
+        Args:
+            path: the file to write; weights of more than 2 GB go to `path` + ".data" beside it.
+            precision: "fp32" keeps every dtype as it is in the model.
+            opset: the ONNX operator set, 18 to 25.
+            verify: run the file on sample inputs and compare with the captured model in float64.
+            rtol: how much further from it than twice the original model's own error it may be.
+            seed: of the sample inputs.
+            input_names, output_names: one per flat tensor; by default the parameters of `forward`
+                and the keys of its result ("output" where it has none).
+
+        Returns:
+            The report, with `parity`, `onnx` and `opset` filled in.
+
+        Raises:
+            ExportError: the model cannot be written; nothing is left behind.
+            VerificationError: the file disagrees with the model; nothing is left behind.
+            RuntimeUnavailableError: `verify` needs onnxruntime, which is not installed.
+        """
+        from passfx.export.onnx import export_onnx, staged
+        from passfx.runtime.session import require_onnxruntime
+
+        path = Path(path)
+        check_export(path, precision, opset)
+        if verify:
+            require_onnxruntime()
+        seconds = dict(self.report.seconds)
+        proof: Parity | None = None
+        progress("export")
+        with ExitStack() as stack:
+            with timed(seconds, "export"):
+                program = export_onnx(
+                    self.module,
+                    self.captured,
+                    opset=opset,
+                    input_names=input_names,
+                    output_names=output_names,
+                )
+                written, summary = stack.enter_context(staged(program, path))
+            if verify:
+                progress("verify")
+                with timed(seconds, "verify"):
+                    proof = _file_parity(self.captured, written, rtol, seed)
+                check_parity(proof)
+        return replace(
+            self.report,
+            opset=opset,
+            precision=precision,
+            inputs=_renamed(self.report.inputs, input_names),
+            outputs=_renamed(self.report.outputs, output_names),
+            parity=proof,
+            onnx=OnnxReport(str(path), *summary),
+            seconds=seconds,
+        )
+
+
+def optimize(
+    model: torch.nn.Module | ExportedProgram,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    target: str = "cpu",
+    skip: Collection[str] = (),
+    only: Collection[str] | None = None,
+    verify: bool = True,
+) -> Optimized:
+    """Capture a model, run the passes over it, and prove the result.
+
+    Args:
+        model: a module (in any mode; it is captured in eval mode and left as it was), a
+            symbolically traced `GraphModule`, or an `ExportedProgram`.
+        args, kwargs, dynamic_shapes: as `torch.export.export` takes them.
+        target: what the model is for, "cpu" or "cuda".
+        skip, only: names of passes to leave out, or to run alone.
+        verify: prove each rewrite in float64, and the whole result at the end.
+
+    Raises:
+        SourceError: an unknown target or pass.
+        CaptureError: the model cannot be captured.
+        VerificationError: the result disagrees with the model.
+    """
+    plan = Plan(target, tuple(skip), None if only is None else tuple(only), verify)
+    optimized = optimize_model(model, args, kwargs, dynamic_shapes=dynamic_shapes, plan=plan)
+    if not verify:
+        return optimized
+    seconds = dict(optimized.report.seconds)
+    with timed(seconds, "verify"):
+        proof = parity(
+            optimized.captured,
+            lambda inputs: _tensors(run_flat(optimized.module, inputs, double=False)),
+            provider="torch",
+        )
+    check_parity(proof)
+    return replace(optimized, report=replace(optimized.report, parity=proof, seconds=seconds))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do with a captured graph: the options that `optimize` and `convert` share.
+
+    Raises:
+        SourceError: an unknown target or pass.
+    """
+
+    target: str = "cpu"
+    skip: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise SourceError(f"the target {self.target!r} is not one of {', '.join(TARGETS)}")
+        choose_passes(self.skip, self.only)
+
+
+def optimize_model(
+    model: torch.nn.Module | ExportedProgram,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    *,
+    dynamic_shapes: Any = None,
+    plan: Plan,
+    name: str | None = None,
+    progress: Progress = silent,
+) -> Optimized:
+    """Capture and rewrite a model, proving each rewrite but not yet the whole.
+
+    Args:
+        name: what the report calls the model; by default its class.
+        progress: told the name of each stage as it starts.
+    """
+    seconds = dict.fromkeys(("capture", "passes", "verify", "export"), 0.0)
+    progress("capture")
+    with timed(seconds, "capture"):
+        captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+    with timed(seconds, "passes"):
+        module, runs = optimize_graph(
+            captured, choose_passes(plan.skip, plan.only), verify=plan.verify, progress=progress
+        )
+    module.register_forward_pre_hook(InputCheck.of(captured), with_kwargs=True)
+    found = shortcut_analysis.find_shortcuts(captured.graph_module)
+    report = Report(
+        source=name or type(model).__name__,
+        target=plan.target,
+        precision="fp32",
+        opset=None,
+        inputs=_describe(captured.placeholders, captured.input_names, captured),
+        outputs=_describe(captured.results, captured.output_names, captured),
+        before=graph_cost(captured.graph_module),
+        after=graph_cost(module),
+        shortcuts=found,
+        passes=tuple(
+            PassReport(
+                run.name, run.seconds, run.rolled_back, tuple(run.rewrites), tuple(run.refusals)
+            )
+            for run in runs
+        ),
+        parity=None,
+        onnx=None,
+        seconds=seconds,
+    )
+    return Optimized(module, found, report, captured)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Set `seconds[stage]` to the block's wall time, and "total" to the sum of all stages."""
+    started = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - started
+    seconds["total"] = sum(value for key, value in seconds.items() if key != "total")
+
+
+def prove_file(optimized: Optimized, path: Path, *, rtol: float = 1e-6, seed: int = 0) -> Report:
+    """Prove an ONNX file against a captured model; the report with `parity` and `onnx` filled in.
+
+    Raises:
+        ExportError: the file cannot be read, or its inputs or outputs are not the model's.
+        VerificationError: it disagrees with the model.
+        RuntimeUnavailableError: onnxruntime is not installed.
+    """
+    from passfx.export.onnx import summarize
+
+    seconds = dict(optimized.report.seconds)
+    opset, summary = summarize(path)
+    with timed(seconds, "verify"):
+        proof = _file_parity(optimized.captured, path, rtol, seed)
+    check_parity(proof)
+    onnx = OnnxReport(str(path), *summary)
+    return replace(optimized.report, opset=opset, parity=proof, onnx=onnx, seconds=seconds)
+
+
+def _file_parity(captured: Captured, path: Path, rtol: float, seed: int) -> Parity:
+    from passfx.runtime.session import open_session
+
+    session = open_session(path)
+    return parity(
+        captured,
+        lambda inputs: session.run(_tensors(inputs)),
+        provider=session.provider,
+        rtol=rtol,
+        seed=seed,
+    )
+
+
+def find_shortcuts(
+    model: torch.nn.Module | ExportedProgram,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+) -> tuple[Shortcut, ...]:
+    """The identity and projection shortcuts of a model, in the order of its graph.
+
+    Takes what `passfx.optimize` takes.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+    """
+    captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+    return shortcut_analysis.find_shortcuts(captured.graph_module)
+
+
+class PassTransformer:
+    """The passes behind the protocol of `torch.fx.Transformer`, for a traced graph.
+
+    `PassTransformer(torch.fx.symbolic_trace(model), args).transform()` is an optimised
+    `GraphModule` that is called like the traced one.
+    """
+
+    def __init__(
+        self, module: GraphModule, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        self.module = module
+        self._args = args
+        self._kwargs = kwargs
+
+    def transform(self) -> GraphModule:
+        """The optimised graph; `module` stays as it is.
+
+        Raises:
+            CaptureError, VerificationError: as `passfx.optimize`.
+        """
+        return optimize(self.module, self._args, self._kwargs).module
+
+
+def check_export(path: Path, precision: str, opset: int) -> None:
+    """Refuse what cannot be written before any work is done.
+
+    Raises:
+        ExportError: the folder, the precision or the opset.
+    """
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder; give the name of the file to write")
+    if not path.parent.is_dir():
+        raise ExportError(f"the folder {path.parent} does not exist; create it first")
+    if precision not in PRECISIONS:
+        raise ExportError(f"the precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+    if precision != "fp32":
+        raise ExportError(
+            f"--precision {precision} is not supported yet; convert the model itself "
+            "(model.half()) or leave it at fp32"
+        )
+    if opset not in OPSETS:
+        raise ExportError(f"opset {opset} is not supported: {OPSETS[0]} to {OPSETS[-1]} are")
+
+
+def check_parity(proof: Parity) -> None:
+    """Raise unless the proof holds.
+
+    Raises:
+        VerificationError: with the figures.
+    """
+    if not proof.passed:
+        raise VerificationError(
+            f"the result disagrees with the model: under {proof.provider} its relative error is "
+            f"{proof.rel_error:.2e}, tolerated is {proof.tolerance:.2e} (the original model's own "
+            f"is {proof.baseline_rel_error:.2e})"
+        )
+
+
+@dataclass(frozen=True)
+class InputCheck:
+    """A forward hook: a graph is only right for the shapes and dtypes it was captured with.
+
+    `expected` holds name, dtype and sizes of each tensor input, a dynamic size as None, and None
+    for an input that is no tensor.
+    """
+
+    expected: tuple[tuple[str, torch.dtype, tuple[int | None, ...]] | None, ...]
+
+    @classmethod
+    def of(cls, captured: Captured) -> "InputCheck":
+        """The check for a captured graph."""
+        fakes = [(node.name, tensor(node)) for node in captured.placeholders]
+        return cls(
+            tuple(
+                None
+                if fake is None
+                else (
+                    name,
+                    fake.dtype,
+                    tuple(n if isinstance(n, int) else None for n in fake.shape),
+                )
+                for name, fake in fakes
+            )
+        )
+
+    def __call__(
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Raise ValueError where an input has another shape or dtype."""
+        given = pytree.tree_leaves((args, kwargs))
+        for item, wanted in zip(given, self.expected, strict=False):
+            if wanted is None or not isinstance(item, torch.Tensor):
+                continue
+            name, dtype, sizes = wanted
+            if item.dtype != dtype or not _fits(item.shape, sizes):
+                shape = ", ".join("any" if size is None else str(size) for size in sizes)
+                raise ValueError(
+                    f"input {name} must be {dtype} [{shape}], not {item.dtype} {list(item.shape)}; "
+                    "sizes that vary are declared with dynamic_shapes"
+                )
+
+
+def _fits(shape: Sequence[int], sizes: Sequence[int | None]) -> bool:
+    return len(shape) == len(sizes) and all(
+        wanted in (None, size) for size, wanted in zip(shape, sizes, strict=True)
+    )
+
+
+def _describe(
+    nodes: Sequence[Any], names: Sequence[str], captured: Captured
+) -> tuple[TensorInfo, ...]:
+    fakes = [fake for fake in map(tensor, nodes) if fake is not None]
+    return tuple(
+        TensorInfo(
+            name,
+            str(fake.dtype).removeprefix("torch."),
+            tuple(
+                size if isinstance(size, int) else captured.dim_name(str(size))
+                for size in fake.shape
+            ),
+        )
+        for name, fake in zip(names, fakes, strict=True)
+    )
+
+
+def _renamed(infos: tuple[TensorInfo, ...], names: Sequence[str] | None) -> tuple[TensorInfo, ...]:
+    return tuple(map(lambda info, name: replace(info, name=name), infos, names)) if names else infos
+
+
+def _tensors(results: Sequence[Any]) -> list[torch.Tensor]:
+    return [item for item in results if isinstance(item, torch.Tensor)]

@@ -1,0 +1,109 @@
+"""Constant folding."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from passfx.graph.editor import Editor, Match, refuse
+from passfx.graph.evaluate import evaluate
+from passfx.graph.query import (
+    arguments,
+    constant,
+    is_call,
+    is_constant,
+    is_pure,
+    module_path,
+    tensor,
+)
+from passfx.passes.base import Found, Pass
+from passfx.verify import relative_error
+
+_GROWTH_BYTES = 1 << 20
+
+
+class FoldConstants(Pass):
+    """Compute what depends on constants alone, once, in float64, and keep the result.
+
+    Weight-normalised, spectrally normalised and weight-standardised convolutions become plain ones,
+    position tables and masks become tensors. One rewrite computes a whole constant expression, so
+    that it is rounded once.
+
+    Kept, or refused:
+    1. random operators are never folded;
+    2. an expression whose result takes over 1 MiB more than the constants that it reads, such as
+       an expanded token, would make the file larger for no work saved;
+    3. an expression whose result differs between float32 and float64 by more than rounding means
+       something by its precision.
+    """
+
+    name = "fold-constants"
+
+    def matches(self, graph: Graph) -> Iterator[Found]:
+        fixed: set[Node] = set()
+        for node in graph.nodes:
+            if is_constant(node) or (
+                node.op == "call_function"
+                and is_pure(node)
+                and all(read in fixed for read in node.all_input_nodes)
+            ):
+                fixed.add(node)
+        for node in graph.nodes:
+            if (
+                node in fixed
+                and node.op == "call_function"
+                and tensor(node) is not None
+                and any(user not in fixed for user in node.users)
+            ):
+                yield self.match(node)
+
+    def match(self, node: Node) -> Found:
+        nodes = _ancestors(node)
+        read = [constant(item) for item in nodes if is_constant(item)]
+        values: dict[Node, Any] = {}
+        native: dict[Node, Any] = {}
+        fake = tensor(node)
+        assert fake is not None
+        if fake.nbytes > sum(item.nbytes for item in read) + _GROWTH_BYTES:
+            return refuse(node, f"its {fake.nbytes:,} bytes are more than the constants it reads")
+        evaluate(nodes, values)
+        evaluate(nodes, native, double=False)
+        if not _agree(values[node], native[node]):
+            return refuse(node, "its value depends on the precision that it is computed in")
+        calls = [item for item in nodes if not is_constant(item)]
+        return Match(node, nodes, f"{len(calls)} operators on constants", values[node])
+
+    def rewrite(self, editor: Editor, match: Match) -> Node:
+        fake = tensor(match.at)
+        assert fake is not None
+        return editor.constant(match.data, fake.dtype, _name(match.at))
+
+
+def _ancestors(node: Node) -> tuple[Node, ...]:
+    found, pending = {node}, [node]
+    while pending:
+        for read in pending.pop().all_input_nodes:
+            if read not in found:
+                found.add(read)
+                pending.append(read)
+    return tuple(sorted(found, key=lambda item: item._sort_key))
+
+
+def _agree(wide: Tensor, native: Tensor) -> bool:
+    if not native.dtype.is_floating_point:
+        return torch.equal(wide.to(native.dtype), native)
+    tolerance: float = torch.finfo(native.dtype).eps ** 0.5
+    return relative_error(native, wide) <= tolerance
+
+
+def _name(node: Node) -> str:
+    """The name that the first user knows the value by: "conv1.weight"; else the node's own."""
+    user = next(iter(node.users))
+    names = (
+        [name for name, item in arguments(user).items() if item is node] if is_call(user) else []
+    )
+    name = names[0] if names and names[0] not in ("input", "self", "other") else node.name
+    path = module_path(user)
+    return f"{path}.{name}" if path else name

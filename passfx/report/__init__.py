@@ -1,0 +1,1 @@
+"""What passfx found and did: frozen values (`model`), for people (`console`, `html`)."""

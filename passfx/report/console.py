@@ -1,0 +1,133 @@
+"""A report for people, in a terminal."""
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from passfx.report.model import Report
+
+
+def print_conversion(console: Console, report: Report) -> None:
+    """The before/after table, the shortcuts, the file and its parity."""
+    console.print(_cost_table(report))
+    console.print(_shortcut_line(report))
+    for line in _refusal_lines(report):
+        console.print(line)
+    print_parity(console, report)
+    stages = ", ".join(
+        f"{name} {value:.1f}" for name, value in report.seconds.items() if name != "total" and value
+    )
+    console.print(f"Seconds      {report.seconds['total']:.1f} ({stages})")
+
+
+def print_parity(console: Console, report: Report) -> None:
+    """How far the file is from the model, and what the file is."""
+    if report.parity is not None:
+        proof = report.parity
+        console.print(
+            f"Parity       relative error {proof.rel_error:.1e} under {proof.provider}, "
+            f"tolerated {proof.tolerance:.1e} (PyTorch itself {proof.baseline_rel_error:.1e}, "
+            f"max abs {proof.max_abs_error:.1e}, {proof.samples} samples)"
+        )
+    if report.onnx is not None:
+        ops = ", ".join(f"{count} {name}" for name, count in report.onnx.ops.items())
+        console.print(
+            f"File         {report.onnx.path}, {format_bytes(report.onnx.bytes)}, "
+            f"opset {report.opset}: {ops}"
+        )
+
+
+def print_inspection(console: Console, report: Report) -> None:
+    """Inputs and outputs, every shortcut, and what each pass rewrites or refuses."""
+    for what, tensors in (("Input", report.inputs), ("Output", report.outputs)):
+        for info in tensors:
+            shape = " × ".join(map(str, info.shape)) or "scalar"
+            console.print(f"{what:<13}{info.name}: {info.dtype} {shape}")
+    console.print(_cost_table(report))
+    for shortcut in report.shortcuts:
+        collapsible = ", collapsible" if shortcut.collapsible else ""
+        console.print(
+            f"{shortcut.kind} at {_place(shortcut.module, shortcut.merge)}, {shortcut.merge_op} "
+            f"from {shortcut.fork}{collapsible}"
+        )
+        for what, names in (("path", shortcut.path), ("body", shortcut.body)):
+            if names:
+                console.print(f"  {what}  {_operators(names)}")
+    console.print(_shortcut_line(report))
+    for run in report.passes:
+        state = ", rolled back" if run.rolled_back else ""
+        console.print(
+            f"{run.name}: {len(run.rewrites)} rewrites, {len(run.refusals)} refusals{state}",
+            style="bold",
+        )
+        for rewrite in run.rewrites:
+            error = "" if rewrite.error is None else f" (error {rewrite.error:.0e})"
+            console.print(f"  {_place(rewrite.module, rewrite.at)}: {rewrite.what}{error}")
+        for refusal in run.refusals:
+            console.print(f"  {_place(refusal.module, refusal.at)}: refused, {refusal.reason}")
+
+
+def format_bytes(count: int) -> str:
+    """Bytes in decimal units: "44.7 MB"."""
+    size, units = float(count), ["B", "kB", "MB", "GB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
+def format_count(count: int) -> str:
+    """A count to four digits: "11.69 M", "1.81 G"."""
+    for factor, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+        if count >= factor:
+            return f"{count / factor:.2f}{unit}"
+    return str(count)
+
+
+def _cost_table(report: Report) -> Table:
+    before, after = report.before, report.after
+    table = Table(title=report.source, title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    for heading in ("before", "after"):
+        table.add_column(heading, justify="right")
+    for name in sorted(
+        {*before.ops, *after.ops}, key=lambda name: (-before.ops.get(name, 0), name)
+    ):
+        _add_row(table, name, str(before.ops.get(name, 0)), str(after.ops.get(name, 0)))
+    table.add_section()
+    _add_row(table, "operators", str(before.nodes), str(after.nodes))
+    _add_row(table, "MACs", format_count(before.macs), format_count(after.macs))
+    _add_row(table, "parameters", format_count(before.params), format_count(after.params))
+    _add_row(table, "weights", format_bytes(before.weight_bytes), format_bytes(after.weight_bytes))
+    return table
+
+
+def _add_row(table: Table, name: str, before: str, after: str) -> None:
+    table.add_row(name, before, f"[bold green]{after}[/]" if after != before else after)
+
+
+def _shortcut_line(report: Report) -> str:
+    kinds = [item.kind for item in report.shortcuts]
+    return (
+        f"Shortcuts    {kinds.count('identity')} identity, {kinds.count('projection')} projection"
+    )
+
+
+def _refusal_lines(report: Report) -> Iterator[str]:
+    for run in report.passes:
+        if run.rolled_back:
+            yield f"Rolled back  {run.name}: {run.refusals[-1].reason}"
+        undone = [item for item in run.refusals if item.reason.startswith("undone")]
+        for item in undone:
+            yield f"Undone       {run.name} at {_place(item.module, item.at)}: {item.reason}"
+        refused = len(run.refusals) - len(undone)
+        if refused:
+            yield f"Refused      {run.name}: {refused} (`passfx inspect` shows why)"
+
+
+def _operators(names: tuple[str, ...]) -> str:
+    return " ".join(names) if len(names) <= 8 else f"{names[0]} … {names[-1]} ({len(names)})"
+
+
+def _place(module: str, node: str) -> str:
+    return f"{module} ({node})" if module else node

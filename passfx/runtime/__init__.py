@@ -1,0 +1,1 @@
+"""Running ONNX files; the only room that imports onnxruntime."""

@@ -1,0 +1,36 @@
+"""What every test may rely on."""
+
+import warnings
+
+import pytest
+import torch
+
+# torchvision's compiled operators do not load with a CPU build of torch from another index than
+# its own; the models need only their schemas.
+_TORCHVISION_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qroi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, "
+    "int pooled_width, int sampling_ratio, bool aligned) -> Tensor",
+)
+
+
+def _define_torchvision_schemas() -> object:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import torchvision  # noqa: F401
+        except (ImportError, RuntimeError):
+            library = torch.library.Library("torchvision", "DEF")
+            for schema in _TORCHVISION_SCHEMAS:
+                library.define(schema)
+            return library
+    return None
+
+
+_library = _define_torchvision_schemas()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

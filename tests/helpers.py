@@ -1,0 +1,67 @@
+"""Shared by the tests: random batch norms, captured modules, structural comparison."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from passfx.capture import Captured, capture
+from passfx.graph.editor import Editor
+from passfx.graph.evaluate import run_flat
+from passfx.graph.query import op_name, operators
+from passfx.graph.text import to_text
+from passfx.passes import Pass
+from passfx.pipeline import optimize_graph
+from passfx.verify import relative_error
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random statistics and affine parameters for every batch norm; a fresh one proves nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if module.running_mean is not None and module.running_var is not None:
+                    module.running_mean.normal_(generator=generator)
+                    module.running_var.uniform_(0.5, 2.0, generator=generator)
+                if module.weight is not None:
+                    module.weight.uniform_(0.5, 1.5, generator=generator)
+                    module.bias.normal_(generator=generator)
+    return model
+
+
+def captured(model: nn.Module, *args: Any, **options: Any) -> Captured:
+    """Capture a model on positional example inputs."""
+    return capture(model, args, **options)
+
+
+def ops(graph_module: GraphModule) -> Counter[str]:
+    """How often each operator occurs."""
+    return Counter(map(op_name, operators(graph_module)))
+
+
+def apply(item: Pass, model: nn.Module, *args: Any, **options: Any) -> tuple[GraphModule, Editor]:
+    """Run one pass alone on a captured model; the rewritten graph and the editor's record."""
+    graph_module, _ = optimize_graph(captured(model, *args, **options), [])
+    editor = item.run(graph_module)
+    editor.finish()
+    graph_module.graph.lint()
+    return graph_module, editor
+
+
+def assert_same_structure(graph_module: GraphModule, expected: nn.Module, *args: Any) -> None:
+    """The graph is the one that capturing `expected` gives, whatever its weights."""
+    assert to_text(graph_module) == to_text(captured(expected, *args).graph_module)
+
+
+def assert_preserves(
+    graph_module: GraphModule, model: nn.Module, inputs: Sequence[Any], tolerance: float = 1e-10
+) -> None:
+    """The graph computes what the model does, both in float64; the model must be float64 already."""
+    with torch.no_grad():
+        wanted = model.eval()(*inputs)
+    (result,) = run_flat(graph_module, inputs)
+    assert relative_error(result, wanted) <= tolerance
