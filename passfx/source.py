@@ -231,8 +231,13 @@ def _torchvision_model(
 def _zoo(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise SourceError(f"{name} is not installed: pip install 'passfx[zoo]'") from error
+    except Exception as error:
+        raise SourceError(
+            f"{name} does not import: {_first_line(error)}; "
+            "torch and torchvision must be builds of one release, from one index"
+        ) from error
 
 
 def _unknown(zoo: str, name: str, known: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """What every test may rely on."""
 
-import warnings
+import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,16 +16,18 @@ _TORCHVISION_SCHEMAS = (
 )
 
 
-def _define_torchvision_schemas() -> object:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            import torchvision  # noqa: F401
-        except (ImportError, RuntimeError):
-            library = torch.library.Library("torchvision", "DEF")
-            for schema in _TORCHVISION_SCHEMAS:
-                library.define(schema)
-            return library
+def _define_torchvision_schemas() -> torch.library.Library | None:
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    (compiled,) = Path(spec.submodule_search_locations[0]).glob("_C*.so")
+    try:
+        torch.ops.load_library(str(compiled))
+    except OSError:
+        library = torch.library.Library("torchvision", "DEF")
+        for schema in _TORCHVISION_SCHEMAS:
+            library.define(schema)
+        return library
     return None
 
 

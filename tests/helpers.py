@@ -60,7 +60,7 @@ def assert_same_structure(graph_module: GraphModule, expected: nn.Module, *args:
 def assert_preserves(
     graph_module: GraphModule, model: nn.Module, inputs: Sequence[Any], tolerance: float = 1e-10
 ) -> None:
-    """The graph computes what the model does, both in float64; the model must be float64 already."""
+    """The graph computes what the model, a float64 one, does."""
     with torch.no_grad():
         wanted = model.eval()(*inputs)
     (result,) = run_flat(graph_module, inputs)
