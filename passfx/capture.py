@@ -10,11 +10,13 @@ import inspect
 import logging
 import operator
 import re
+import sysconfig
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +114,9 @@ def capture(
                 raise CaptureError("the exported program has no example inputs; pass them as args")
             inputs = model.example_inputs
     else:
-        inputs = _widen_dynamic(model, *inputs, dynamic_shapes, dims)
+        if hasattr(dynamic_shapes, "dynamic_shapes"):  # ShapesCollection, AdditionalInputs
+            dynamic_shapes = dynamic_shapes.dynamic_shapes(model, *inputs)
+        inputs = _widen_dynamic(model, *_distinct(model, *inputs), dynamic_shapes, dims)
         program = _export(model, *inputs, dynamic_shapes)
     with _quiet():
         traced = program
@@ -124,20 +128,46 @@ def capture(
         graph_module,
         program,
         *inputs,
-        _input_names(graph_module),
-        _output_names(graph_module),
+        input_names := _input_names(graph_module),
+        _output_names(graph_module, input_names),
         _dim_names(graph_module, pytree.tree_leaves(inputs), dims),
         _dead_code(traced.graph, program.graph),
     )
 
 
+def _distinct(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs as different tensors, keywords in the order of `forward`.
+
+    The tracer takes a tensor that is given twice for one input, and a graph takes by place what it
+    was given by keyword.
+    """
+    seen: set[int] = set()
+
+    def once(item: Any) -> Any:
+        repeated = isinstance(item, torch.Tensor) and id(item) in seen
+        seen.add(id(item))
+        return item.clone() if repeated else item
+
+    parameters = [name for name in inspect.signature(model.forward).parameters if name in kwargs]
+    ordered = {name: kwargs[name] for name in (*parameters, *kwargs)}
+    distinct: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(once, (args, ordered))
+    return distinct
+
+
 def _export(
     model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> ExportedProgram:
+    hooks = torch.nn.modules.module._global_buffer_registration_hooks
+    registered = dict(hooks)
     try:
-        with _eval_mode(model), _quiet(), torch.no_grad():
+        # On a failure the tracer prints what it has traced so far.
+        with _eval_mode(model), _quiet(), torch.no_grad(), redirect_stderr(StringIO()):
             return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
     except Exception as error:
+        hooks.clear()  # torch 2.11 leaves a hook behind that breaks the model's own buffers
+        hooks.update(registered)
         raise CaptureError(_explain(error, model, args, kwargs)) from error
 
 
@@ -178,7 +208,8 @@ def _explain(
     at = f" at {_user_line(error)}" if _user_line(error) else ""
     try:
         with _eval_mode(model), torch.no_grad():
-            model(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+            buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+            torch.func.functional_call(model, buffers, *copy.deepcopy((args, kwargs)))
     except Exception:
         shapes = [
             f"{str(item.dtype).removeprefix('torch.')} {'x'.join(map(str, item.shape)) or 'scalar'}"
@@ -194,11 +225,13 @@ def _explain(
 
 def _user_line(error: Exception) -> str | None:
     """The innermost frame below the tracer that belongs neither to torch nor to passfx."""
-    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+    standard = Path(sysconfig.get_path("stdlib"))
+    tracer = {Path(torch.__file__).parent, Path(__file__).parent}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(ours) and "/lib/python" not in frame.filename.replace(
-            "site-packages", ""
-        ):
+        folders = set(Path(frame.filename).parents)
+        names = {folder.name for folder in folders}
+        library = standard in folders and not names & {"site-packages", "dist-packages"}
+        if not (library or tracer & folders or "sympy" in names or frame.filename[0] == "<"):
             return f"{frame.filename}:{frame.lineno} ({frame.line})"
     return None
 
@@ -228,7 +261,8 @@ def _widen_dynamic(
         dynamic_shapes = dict(zip(bound.arguments, dynamic_shapes, strict=False))
     for name, item in bound.arguments.items():
         bound.arguments[name] = _widen(item, dynamic_shapes.get(name), found)
-    return bound.args, bound.kwargs
+    by_name = {**bound.kwargs, **bound.arguments}
+    return bound.args[: len(args)], {name: by_name[name] for name in kwargs}
 
 
 def _widen(item: Any, dims: Any, found: _Dims) -> Any:
@@ -244,11 +278,14 @@ def _widen(item: Any, dims: Any, found: _Dims) -> Any:
                 item = torch.cat([item, item], axis)
         found += [(item, axis, dim) for axis, dim in named.items()]
         return item
+    children, spec = pytree.tree_flatten(item, is_leaf=lambda child: child is not item)
     if isinstance(item, Mapping) and isinstance(dims, Mapping):
-        return {key: _widen(inner, dims.get(key), found) for key, inner in item.items()}
-    if isinstance(item, list | tuple) and isinstance(dims, list | tuple):
-        return type(item)(_widen(*pair, found) for pair in zip(item, dims, strict=True))
-    return item
+        dims = [dims.get(key) for key in item]
+    if not isinstance(dims, list | tuple) or len(dims) != len(children):
+        return item  # where the two should agree, the tracer says how they do not
+    return pytree.tree_unflatten(
+        [_widen(*pair, found) for pair in zip(children, dims, strict=True)], spec
+    )
 
 
 def _dim_names(graph_module: GraphModule, inputs: list[Any], dims: _Dims) -> dict[str, str]:
@@ -323,12 +360,14 @@ def _dead_code(traced: Graph, functional: Graph) -> tuple[Rewrite, ...]:
     """
     kept: set[Node | str] = set()
     for node in functional.nodes:
-        pending = list(node.meta.get("from_node") or ())
+        # A parameter is recorded as made from its first reader, which may be dead.
+        made = node.op == "call_function"
+        pending = list(node.meta.get("from_node") or ()) if made else []
         while pending:
             origin = pending.pop()
             kept.add(origin.name)
             pending.extend(origin.from_node)
-    pending_nodes = [traced.output_node()]
+    pending_nodes = [node for node in traced.nodes if node.op == "output" or node.name in kept]
     while pending_nodes:
         for read in pending_nodes.pop().all_input_nodes:
             if read not in kept:
@@ -379,22 +418,34 @@ def _use_batch_norm(node: Node) -> None:
 
 def _input_names(graph_module: GraphModule) -> tuple[str, ...]:
     return tuple(
-        node.name
+        str(node.target)
         for node in graph_module.graph.nodes
         if node.op == "placeholder" and tensor(node) is not None
     )
 
 
-def _output_names(graph_module: GraphModule) -> tuple[str, ...]:
-    """Names from the structure of the result: "output", "output_1", or the keys of a dict."""
+def _output_names(graph_module: GraphModule, taken: Sequence[str]) -> tuple[str, ...]:
+    """Names from the structure of the result: "output", "output_1", or the keys of a dict.
+
+    A number is appended where an input or an earlier output has the name.
+    """
     (results,) = graph_module.graph.output_node().args
     assert isinstance(results, list | tuple)
     spec = graph_module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
     leaves, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(results), spec))
-    names = []
+    names: list[str] = []
     for path, result in leaves:
         if tensor(result) is not None:
-            keys = [str(getattr(key, "key", getattr(key, "idx", ""))) for key in path]
+            keys = [_key_name(key) for key in path]
             named = keys and not keys[0].isdigit()
-            names.append("_".join(keys if named else ["output", *keys]))
+            wanted = name = "_".join(keys if named else ["output", *keys])
+            number = 1
+            while name in (*taken, *names):
+                name, number = f"{wanted}_{number}", number + 1
+            names.append(name)
     return tuple(names)
+
+
+def _key_name(key: Any) -> str:
+    """A dict's key, a sequence's index, or an attribute's name."""
+    return next(str(getattr(key, kind)) for kind in ("key", "idx", "name") if hasattr(key, kind))

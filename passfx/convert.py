@@ -106,6 +106,8 @@ def load_and_optimize(
 ) -> Optimized:
     """The first half of `convert`, all but the file; takes what `convert` takes."""
     if isinstance(source, str):
+        if args or kwargs:
+            raise SourceError(f"args and kwargs are for a model; {source} takes input_shapes")
         progress("load")
         loaded = load_source(
             source,
@@ -115,8 +117,12 @@ def load_and_optimize(
             seed=seed,
         )
     else:
+        if arguments or weights or input_shapes:
+            raise SourceError("arguments, weights and input_shapes are for a source, not a model")
         loaded = Source(type(source).__name__, source, tuple(args), dict(kwargs or {}))
     if dynamic_batch or dynamic_axes:
+        if dynamic_shapes:
+            raise SourceError("dynamic_shapes stands instead of dynamic_batch and dynamic_axes")
         dynamic_shapes = _dynamic_shapes(loaded, dynamic_batch, dynamic_axes or {})
     return optimize_model(
         loaded.model,
@@ -137,7 +143,13 @@ def _dynamic_shapes(
         raise SourceError(
             f"{source.name} is an exported program, whose dynamic sizes were fixed when it was made"
         )
-    inputs = inspect.signature(source.model.forward).bind(*source.args, **source.kwargs).arguments
+    signature = inspect.signature(source.model.forward)
+    try:
+        inputs = signature.bind(*source.args, **source.kwargs).arguments
+    except TypeError as error:
+        raise SourceError(
+            f"{source.name} does not take these inputs: {error}; it takes {signature}"
+        ) from error
     for name in axes:
         if name not in inputs:
             raise SourceError(f"there is no input {name!r}; the inputs are {', '.join(inputs)}")

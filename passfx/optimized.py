@@ -1,5 +1,6 @@
 """`passfx.optimize`: a model in, a faster graph module, its shortcuts and its report out."""
 
+import inspect
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,16 +11,17 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
+from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
 from passfx.analysis import shortcuts as shortcut_analysis
 from passfx.analysis.cost import graph_cost
 from passfx.analysis.shortcuts import Shortcut
 from passfx.capture import Captured, capture
-from passfx.errors import ExportError, SourceError, VerificationError
+from passfx.errors import ExportError, PassfxError, SourceError, VerificationError
 from passfx.graph.evaluate import run_flat
-from passfx.graph.query import tensor
+from passfx.graph.query import tensor, value
 from passfx.pipeline import choose_passes, optimize_graph
 from passfx.report.model import OnnxReport, PassReport, Report, TensorInfo
 from passfx.verify import Parity, parity
@@ -94,7 +96,7 @@ class Optimized:
         seconds = dict(self.report.seconds)
         proof: Parity | None = None
         progress("export")
-        with ExitStack() as stack:
+        with _writing(path), ExitStack() as stack:
             with timed(seconds, "export"):
                 program = export_onnx(
                     self.module,
@@ -205,7 +207,7 @@ def optimize_model(
         module, runs = optimize_graph(
             captured, choose_passes(plan.skip, plan.only), verify=plan.verify, progress=progress
         )
-    module.register_forward_pre_hook(InputCheck.of(captured), with_kwargs=True)
+    InputCheck.of(captured, module).attach(module)
     found = shortcut_analysis.find_shortcuts(captured.graph_module)
     report = Report(
         source=name or type(model).__name__,
@@ -251,6 +253,7 @@ def prove_file(optimized: Optimized, path: Path, *, rtol: float = 1e-6, seed: in
 
     seconds = dict(optimized.report.seconds)
     opset, summary = summarize(path)
+    _check_signature(path, optimized.report)
     with timed(seconds, "verify"):
         proof = _file_parity(optimized.captured, path, rtol, seed)
     check_parity(proof)
@@ -261,13 +264,81 @@ def prove_file(optimized: Optimized, path: Path, *, rtol: float = 1e-6, seed: in
 def _file_parity(captured: Captured, path: Path, rtol: float, seed: int) -> Parity:
     from passfx.runtime.session import open_session
 
-    session = open_session(path)
-    return parity(
-        captured,
-        lambda inputs: session.run(_tensors(inputs)),
-        provider=session.provider,
-        rtol=rtol,
-        seed=seed,
+    with _running(path):
+        session = open_session(path)
+
+    def run(inputs: Sequence[Any]) -> list[torch.Tensor]:
+        with _running(path):
+            return session.run(_tensors(inputs))
+
+    return parity(captured, run, provider=session.provider, rtol=rtol, seed=seed)
+
+
+@contextmanager
+def _running(path: Path) -> Iterator[None]:
+    """What ONNX Runtime raises is about the file."""
+    try:
+        yield
+    except PassfxError:
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ExportError(f"{path.name} does not run: {type(error).__name__}: {reason}") from error
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A full disk or a folder without permission is no bug."""
+    try:
+        yield
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _check_signature(path: Path, report: Report) -> None:
+    """Refuse a file whose inputs or outputs differ from the model's in number, dtype or shape."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    weights = {item.name for item in graph.initializer}
+    inputs = [item for item in graph.input if item.name not in weights]
+    for kind, own, given in (
+        ("inputs", report.inputs, inputs),
+        ("outputs", report.outputs, graph.output),
+    ):
+        found = list(map(_tensor_info, given))
+        if len(found) != len(own) or not all(map(_agree, found, own)):
+            raise ExportError(
+                f"{path} has the {kind} {_listed(found)}, but the model has {_listed(own)}; "
+                "give the options that it was made with"
+            )
+
+
+def _tensor_info(item: Any) -> TensorInfo:
+    """An input or output of an ONNX graph; a size that is not known is "?"."""
+    import onnx
+
+    tensor_type = item.type.tensor_type
+    sizes = [
+        size.dim_value if size.HasField("dim_value") else size.dim_param or "?"
+        for size in tensor_type.shape.dim
+    ]
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
+    return TensorInfo(item.name, dtype.name, tuple(sizes))
+
+
+def _agree(found: TensorInfo, own: TensorInfo) -> bool:
+    """Whether the file's tensor can be the model's; a named size may be any."""
+    return (
+        found.dtype == own.dtype
+        and len(found.shape) == len(own.shape)
+        and all(a == b or isinstance(a, str) for a, b in zip(found.shape, own.shape, strict=True))
+    )
+
+
+def _listed(infos: Sequence[TensorInfo]) -> str:
+    return ", ".join(
+        f"{item.name} ({item.dtype} {'x'.join(map(str, item.shape)) or 'scalar'})" for item in infos
     )
 
 
@@ -318,10 +389,7 @@ def check_export(path: Path, precision: str, opset: int) -> None:
     Raises:
         ExportError: the folder, the precision or the opset.
     """
-    if path.is_dir():
-        raise ExportError(f"{path} is a folder; give the name of the file to write")
-    if not path.parent.is_dir():
-        raise ExportError(f"the folder {path.parent} does not exist; create it first")
+    check_writable(path)
     if precision not in PRECISIONS:
         raise ExportError(f"the precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     if precision != "fp32":
@@ -331,6 +399,18 @@ def check_export(path: Path, precision: str, opset: int) -> None:
         )
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} is not supported: {OPSETS[0]} to {OPSETS[-1]} are")
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a place where no file can be.
+
+    Raises:
+        ExportError: it is a folder, or its own folder does not exist.
+    """
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder; give the name of the file to write")
+    if not path.parent.is_dir():
+        raise ExportError(f"the folder {path.parent} does not exist; create it first")
 
 
 def check_parity(proof: Parity) -> None:
@@ -349,52 +429,100 @@ def check_parity(proof: Parity) -> None:
 
 @dataclass(frozen=True)
 class InputCheck:
-    """A forward hook: a graph is only right for the shapes and dtypes it was captured with.
+    """A forward hook: a graph is only right for inputs like those that it was captured with.
 
-    `expected` holds name, dtype and sizes of each tensor input, a dynamic size as None, and None
-    for an input that is no tensor.
+    Attributes:
+        parameters: of the graph's `forward`; the first `positional` of them are given by place.
+        spec: how the inputs are nested.
+        expected: each flat input; None for a number that may vary.
     """
 
-    expected: tuple[tuple[str, torch.dtype, tuple[int | None, ...]] | None, ...]
+    parameters: tuple[str, ...]
+    positional: int
+    spec: pytree.TreeSpec
+    expected: tuple["_TensorInput | _FixedInput | None", ...]
 
     @classmethod
-    def of(cls, captured: Captured) -> "InputCheck":
-        """The check for a captured graph."""
-        fakes = [(node.name, tensor(node)) for node in captured.placeholders]
+    def of(cls, captured: Captured, module: GraphModule) -> "InputCheck":
+        """The check for a graph that was rewritten from a captured one."""
         return cls(
-            tuple(
-                None
-                if fake is None
-                else (
-                    name,
-                    fake.dtype,
-                    tuple(n if isinstance(n, int) else None for n in fake.shape),
-                )
-                for name, fake in fakes
-            )
+            tuple(inspect.signature(module.forward).parameters),
+            len(captured.args),
+            module._in_spec,
+            tuple(map(_expected, captured.placeholders)),
         )
+
+    def attach(self, module: GraphModule) -> None:
+        """Check every call of a graph module and of its copies, to which hooks do not pass on."""
+        module.register_forward_pre_hook(self, with_kwargs=True)
+        module._register_deepcopy_hook(self.attach)
 
     def __call__(
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        """Raise ValueError where an input has another shape or dtype."""
-        given = pytree.tree_leaves((args, kwargs))
-        for item, wanted in zip(given, self.expected, strict=False):
-            if wanted is None or not isinstance(item, torch.Tensor):
-                continue
-            name, dtype, sizes = wanted
-            if item.dtype != dtype or not _fits(item.shape, sizes):
-                shape = ", ".join("any" if size is None else str(size) for size in sizes)
-                raise ValueError(
-                    f"input {name} must be {dtype} [{shape}], not {item.dtype} {list(item.shape)}; "
-                    "sizes that vary are declared with dynamic_shapes"
-                )
+        """Raise ValueError where an input differs in nesting, shape, dtype or fixed value."""
+        given = dict(zip(self.parameters, args, strict=False)) | kwargs
+        if len(args) > len(self.parameters) or given.keys() != set(self.parameters):
+            return  # forward() itself says which one is missing or too much
+        named = {name: given[name] for name in self.parameters}
+        placed = tuple(named.pop(name) for name in self.parameters[: self.positional])
+        try:
+            flat = fx_pytree.tree_flatten_spec((placed, named), self.spec)
+        except (LookupError, TypeError, RuntimeError):
+            flat = []
+        if len(flat) != len(pytree.tree_leaves((placed, named))):
+            raise ValueError("the inputs are nested in another way than the example inputs were")
+        for item, expected in zip(flat, self.expected, strict=True):
+            if expected is not None:
+                expected.check(item)
 
 
-def _fits(shape: Sequence[int], sizes: Sequence[int | None]) -> bool:
-    return len(shape) == len(sizes) and all(
-        wanted in (None, size) for size, wanted in zip(shape, sizes, strict=True)
-    )
+@dataclass(frozen=True)
+class _TensorInput:
+    """A tensor; a size that may vary is None."""
+
+    name: str
+    dtype: torch.dtype
+    sizes: tuple[int | None, ...]
+
+    def check(self, item: Any) -> None:
+        if not isinstance(item, torch.Tensor):
+            raise ValueError(f"input {self.name} must be a tensor, not {item!r}")
+        if item.dtype != self.dtype or not self._fits(item.shape):
+            shape = ", ".join("any" if size is None else str(size) for size in self.sizes)
+            raise ValueError(
+                f"input {self.name} must be {self.dtype} [{shape}], not {item.dtype} "
+                f"{list(item.shape)}; sizes that vary are declared with dynamic_shapes"
+            )
+
+    def _fits(self, shape: Sequence[int]) -> bool:
+        return len(shape) == len(self.sizes) and all(
+            wanted in (None, size) for size, wanted in zip(shape, self.sizes, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class _FixedInput:
+    """A value that is no tensor and became part of the graph."""
+
+    name: str
+    value: Any
+
+    def check(self, item: Any) -> None:
+        if isinstance(item, torch.Tensor) or item != self.value:
+            given = "a tensor" if isinstance(item, torch.Tensor) else repr(item)
+            raise ValueError(
+                f"input {self.name} must be {self.value!r}, with which the model was captured, "
+                f"not {given}"
+            )
+
+
+def _expected(node: Node) -> _TensorInput | _FixedInput | None:
+    given = value(node)
+    if isinstance(given, torch.Tensor):
+        sizes = tuple(size if isinstance(size, int) else None for size in given.shape)
+        return _TensorInput(node.name, given.dtype, sizes)
+    return None if isinstance(given, torch.SymInt) else _FixedInput(node.name, given)
 
 
 def _describe(

@@ -38,7 +38,7 @@ def choose_passes(skip: Collection[str] = (), only: Collection[str] | None = Non
     for name in (*skip, *(only or ())):
         if name not in names:
             raise SourceError(f"there is no pass {name!r}; the passes are {', '.join(names)}")
-    chosen = [name for name in names if name not in skip and (not only or name in only)]
+    chosen = [name for name in names if name not in skip and (only is None or name in only)]
     return [kind() for kind in PASSES if kind.name in chosen]
 
 
@@ -73,14 +73,14 @@ def _run_pass(item: Pass, graph_module: GraphModule, proof: Certify, run: PassRu
     started = time.perf_counter()
     before = _copy(graph_module)
     editor = item.run(graph_module, proof)
-    run.refusals += [refusal for refusal in editor.refusals if refusal not in run.refusals]
-    failure = structural_failure(before, graph_module.graph) if editor.modified else None
+    failure = structural_failure(before, graph_module.graph)
     if failure is None:
         run.rewrites += editor.rewrites
     else:
         run.rolled_back = True
-        run.refusals.append(Refusal("output", "", f"the pass was undone: {failure}"))
+        editor.refuse(Refusal("output", "", f"the pass was undone: {failure}"))
         graph_module.graph = before
+    run.refusals += [refusal for refusal in editor.refusals if refusal not in run.refusals]
     editor.finish()
     run.seconds += time.perf_counter() - started
     return editor.modified and failure is None

@@ -8,6 +8,7 @@ import inspect
 import pickle
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.export import ExportedProgram
 
 from passfx.errors import SourceError
 
+_ZOOS = ("timm:", "torchvision:")
 _FORMS = "file.py:factory, package.module:factory, timm:NAME, torchvision:NAME or file.pt2"
 
 
@@ -114,7 +116,7 @@ def _load(
     input_shapes: Sequence[InputShape],
     seed: int,
 ) -> Source:
-    declared: Callable[[], Any] | None = None
+    declared: Any = None
     model: torch.nn.Module | ExportedProgram
     if text.endswith(".pt2"):
         if arguments or weights:
@@ -134,11 +136,12 @@ def _load(
     if isinstance(model, ExportedProgram):
         return Source(text, model)
     if declared is None:
+        beside = "" if text.startswith(_ZOOS) else ", or define example_inputs() beside the factory"
         raise SourceError(
-            f"{text} declares no example inputs: give --input-shape 1x3x224x224, "
-            "or define example_inputs() beside the factory"
+            f"{text} declares no example inputs: give --input-shape 1x3x224x224{beside}"
         )
-    return Source(text, model, *_as_inputs(_call(declared, f"example_inputs() of {text}")))
+    given = _call(declared, f"example_inputs() of {text}") if callable(declared) else declared
+    return Source(text, model, *_as_inputs(given))
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:
@@ -147,8 +150,10 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     Raises:
         SourceError: the file cannot be read, or does not match; the message names the keys.
     """
-    state = _read_state(path)
-    own = model.state_dict()
+    state, own = _read_state(path), model.state_dict()
+    for prefix in ("module.", "_orig_mod."):  # what DataParallel and torch.compile put before keys
+        if all(key.startswith(prefix) for key in state) and not own.keys() & state.keys():
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
     problems = {
         "missing": [key for key in own if key not in state],
         "unexpected": [key for key in state if key not in own],
@@ -158,7 +163,7 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
             if key in state and state[key].shape != own[key].shape
         ],
     }
-    found = [f"{_some(keys)} {what}" for what, keys in problems.items() if keys]
+    found = [f"{what}: {_some(keys)}" for what, keys in problems.items() if keys]
     if found:
         raise SourceError(f"{path} does not fit {type(model).__name__}: {'; '.join(found)}")
     model.load_state_dict(state)
@@ -175,20 +180,27 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error below says more than torch's advice
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise SourceError(f"{path} is not a safetensors file: {error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # a damaged file makes torch.load raise anything
+        pickled = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error)
+        problem = (
+            "holds Python objects, and loading those could run any code"
+            if pickled
+            else f"cannot be read by torch.load ({type(error).__name__})"
+        )
         raise SourceError(
-            f"{path} cannot be read as a state dict: {_first_line(error)}; "
-            "save it with torch.save(model.state_dict(), ...)"
+            f"{path} {problem}; save the weights with torch.save(model.state_dict(), ...)"
         ) from error
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise SourceError(f"{path} holds no state dict (a mapping of names to tensors)")
-    return {str(key).removeprefix("module."): value for key, value in state.items()}
+    return {str(key): value for key, value in state.items()}
 
 
 def _load_program(path: Path) -> ExportedProgram:
@@ -206,9 +218,12 @@ def _timm_model(name: str, arguments: dict[str, Any]) -> tuple[torch.nn.Module, 
     timm = _zoo("timm")
     if not timm.is_model(name):
         raise SourceError(_unknown("timm", name, timm.list_models()))
-    model = _call(lambda: timm.create_model(name, **arguments), f"timm:{name}")
-    sizes = (1, *(getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224)))
-    return model, lambda: torch.randn(sizes)
+    model = _build(lambda: timm.create_model(name, **arguments), f"timm:{name}")
+    config = getattr(model, "pretrained_cfg", None) or {}
+    channels, *image = config.get("input_size", (3, 224, 224))
+    channels, given = arguments.get("in_chans", channels), arguments.get("img_size", image)
+    height, width = (given, given) if isinstance(given, int) else given
+    return model, lambda: torch.randn(1, channels, height, width)
 
 
 def _torchvision_model(
@@ -220,12 +235,19 @@ def _torchvision_model(
     arguments = {"weights": None, **arguments}
     if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
         arguments.setdefault("weights_backbone", None)
-    model = _call(lambda: models.get_model(name, **arguments), f"torchvision:{name}")
+    model = _build(lambda: models.get_model(name, **arguments), f"torchvision:{name}")
     try:
         crop = models.get_model_weights(name).DEFAULT.transforms().crop_size
     except AttributeError:
         return model, None
     return (model, lambda: torch.randn(1, 3, crop[0], crop[0])) if len(crop) == 1 else (model, None)
+
+
+def _build(function: Callable[[], Any], what: str) -> Any:
+    """Build a zoo's model; its warnings are for those who wrote it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _call(function, what)
 
 
 def _zoo(name: str) -> Any:
@@ -275,7 +297,7 @@ def _factory_model(
         ) from error
     model = _call(lambda: factory(**arguments), text)
     if not isinstance(model, torch.nn.Module):
-        raise SourceError(f"{text} made a {type(model).__name__}, not a torch.nn.Module")
+        raise SourceError(f"{text} returned {type(model).__name__}, not a torch.nn.Module")
     return model, getattr(module, "example_inputs", None)
 
 
@@ -316,15 +338,25 @@ def _call(function: Callable[[], Any], what: str) -> Any:
     except SourceError:
         raise
     except (Exception, SystemExit) as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise SourceError(
-            f"{what} raised {type(error).__name__}: {_first_line(error)} "
-            f"({frame.filename}:{frame.lineno})"
-        ) from error
+        message = f"{what} raised {type(error).__name__}: {_first_line(error)}{_place(error)}"
+        raise SourceError(message) from error
+
+
+def _place(error: BaseException) -> str:
+    """ " (file.py:12)", the innermost line that belongs neither to torch, to Python nor to us."""
+    if isinstance(error, SyntaxError):
+        return f" ({error.filename}:{error.lineno})" if error.filename else ""
+    frames = [
+        f" ({frame.filename}:{frame.lineno})"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((str(Path(torch.__file__).parent), __file__, "<"))
+    ]
+    return frames[-1] if frames else ""
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no message")
 
 
 def _as_inputs(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -43,8 +43,8 @@ def graph_cost(graph_module: GraphModule) -> GraphCost:
     """The size of a captured graph."""
     nodes = operators(graph_module)
     stored = {
-        tensor.untyped_storage().data_ptr(): tensor
-        for tensor in map(constant, filter(is_constant, graph_module.graph.nodes))
+        (item.data_ptr(), item.shape): item
+        for item in map(constant, filter(is_constant, graph_module.graph.nodes))
     }
     counts = Counter(map(op_name, nodes))
     return GraphCost(
@@ -76,7 +76,7 @@ def macs(node: Node) -> int:
         assert left is not None
         return _elements(out) * hint(left.shape[-1])
     if is_call(node, aten.einsum):
-        return _einsum_macs(node)
+        return _einsum_macs(node, out)
     if is_call(node, aten.scaled_dot_product_attention):
         query, key, value = (tensor(item) for item in node.args[:3])
         assert query is not None and key is not None and value is not None
@@ -91,15 +91,21 @@ def _elements(item: Tensor) -> int:
     return math.prod(map(hint, item.shape))
 
 
-def _einsum_macs(node: Node) -> int:
-    """The product of the sizes of all subscripts, for an einsum of two operands or more."""
+def _einsum_macs(node: Node, out: Tensor) -> int:
+    """(output elements) · (sizes of the subscripts that are summed), for two operands or more."""
     equation, operands = node.args[0], node.args[1]
     assert isinstance(equation, str) and isinstance(operands, list | tuple)
-    if len(operands) < 2 or "." in equation:
+    if len(operands) < 2:
         return 0
+    given, arrow, kept = equation.replace(" ", "").partition("->")
+    if not arrow:
+        kept = "".join(label for label in given if given.count(label) == 1)
     sizes: dict[str, int] = {}
-    for subscripts, operand in zip(equation.split("->")[0].split(","), operands, strict=True):
+    for subscripts, operand in zip(given.split(","), operands, strict=True):
         fake = tensor(operand)
         assert fake is not None
-        sizes.update(zip(subscripts.strip(), map(hint, fake.shape), strict=True))
-    return math.prod(sizes.values())
+        shape = [*map(hint, fake.shape)]
+        left, _, right = subscripts.partition("...")
+        sizes.update(zip(left, shape, strict=False))
+        sizes.update(zip(right[::-1], shape[::-1], strict=False))
+    return _elements(out) * math.prod(size for name, size in sizes.items() if name not in kept)

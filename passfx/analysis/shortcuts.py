@@ -6,49 +6,51 @@ changes nothing is an identity shortcut; one that is affine in the fork (conv, l
 norm, scale, average pool, zero pad) is a projection. The other branch is the body.
 """
 
+import operator
+from collections.abc import Container
 from dataclasses import dataclass
 
+import torch
 from torch import ops
 from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
 
 from passfx.graph.query import (
     arguments,
     is_call,
-    is_constant,
     module_path,
     op_name,
     same_type,
     tensor,
+    value,
 )
 
 aten = ops.aten
 
 _MERGES = (aten.add, aten.sub)
 _MOVES = (
-    aten.reshape,
-    aten.view,
-    aten._unsafe_view,
-    aten.flatten,
-    aten.unflatten,
-    aten.squeeze,
-    aten.unsqueeze,
     aten.permute,
     aten.transpose,
-    aten.slice,
-    aten.expand,
+    aten.t,
+    aten.select,
+    aten.repeat,
     aten.roll,
     aten.flip,
-    aten.clone,
-    aten.contiguous,
-    aten.alias,
-    aten.detach,
+    aten.neg,
     aten.constant_pad_nd,
     aten.cat,
+    aten.stack,
+    aten.pixel_shuffle,
+    aten.pixel_unshuffle,
     aten.upsample_nearest1d,
     aten.upsample_nearest2d,
     aten.upsample_nearest3d,
+    aten.upsample_linear1d,
     aten.upsample_bilinear2d,
+    aten.upsample_bicubic2d,
+    aten.upsample_trilinear3d,
 )
+_PARTS = (aten.split, aten.split_with_sizes, aten.chunk, aten.unbind)
 _LAYERS = (
     aten.conv1d,
     aten.conv2d,
@@ -68,6 +70,8 @@ _AVERAGES = (
     aten.mean,
     aten.sum,
 )
+_PRODUCTS = (aten.mul, aten.matmul, aten.mm, aten.bmm)
+# Affine, and the identity where the type stays.
 _NOTHING = (
     aten.clone,
     aten.contiguous,
@@ -76,6 +80,13 @@ _NOTHING = (
     aten.dropout,
     aten.to,
     aten._to_copy,
+    aten.reshape,
+    aten.flatten,
+    aten.unflatten,
+    aten.squeeze,
+    aten.unsqueeze,
+    aten.expand,
+    aten.slice,
 )
 
 
@@ -117,12 +128,12 @@ def find_shortcuts(graph_module: GraphModule) -> tuple[Shortcut, ...]:
 
 def _shortcut(merge: Node, dominators: dict[Node, Node | None]) -> Shortcut | None:
     left, right = merge.all_input_nodes
-    if is_constant(left) or is_constant(right) or tensor(left) is None or tensor(right) is None:
-        return None
     fork = _common_dominator(left, right, dominators)
-    if fork is None or tensor(fork) is None:
+    while fork is not None and tensor(fork) is None:  # the parts of a split
+        fork = dominators[fork]
+    if fork is None or tensor(left) is None or tensor(right) is None:
         return None
-    branches = [_Branch.between(fork, end) for end in (left, right)]
+    branches = [_Branch.between(fork, end, dominators) for end in (left, right)]
     shortcuts = sorted((branch for branch in branches if branch.kind), key=_Branch.order)
     if not shortcuts:
         return None
@@ -150,12 +161,13 @@ class _Branch:
     kind: str | None
 
     @classmethod
-    def between(cls, fork: Node, end: Node) -> "_Branch":
+    def between(cls, fork: Node, end: Node, inputs: Container[Node]) -> "_Branch":
+        """The branch, without what is computed from constants alone; `inputs` has the others."""
         inside: set[Node] = set()
         pending = [end]
         while pending:
             node = pending.pop()
-            if node is not fork and node not in inside and not is_constant(node):
+            if node is not fork and node not in inside and node in inputs:
                 inside.add(node)
                 pending.extend(node.all_input_nodes)
         nodes = tuple(sorted(inside, key=lambda item: item._sort_key))
@@ -174,23 +186,28 @@ def is_affine(node: Node, variables: set[Node]) -> bool:
 
     Weights and statistics must be constants; sizes of dynamic dimensions count as constants.
     """
-    reads = [read for read in node.all_input_nodes if read in variables]
-    if tensor(node) is None:  # size arithmetic, or the parts of a split
-        return is_call(node, aten.sym_size) or is_call(
-            node, aten.split, aten.split_with_sizes, aten.chunk
-        )
+    fake = tensor(node)
+    if isinstance(value(node), torch.SymInt):
+        return not is_call(node) or is_call(node, aten.sym_size)
+    if fake is None:
+        return is_call(node, *_PARTS)
+    if not (fake.is_floating_point() or fake.is_complex()):
+        return False
     if not is_call(node):
-        return getattr(node.target, "__name__", "") == "getitem"
-    if is_call(node, *_MOVES, *_AVERAGES, *_NOTHING):
+        return node.target is operator.getitem
+    reads = [
+        item
+        for item in pytree.tree_leaves((node.args, node.kwargs))
+        if isinstance(item, Node) and item in variables and tensor(item) is not None
+    ]
+    if is_call(node, *_MOVES, *_AVERAGES, *_NOTHING, aten.add, aten.sub, aten.rsub):
         return True
-    if is_call(node, *_LAYERS):
+    if is_call(node, *_LAYERS, aten.index_select):
         return reads == [node.args[0]]
     if is_call(node, aten.batch_norm):
         return reads == [node.args[0]] and not arguments(node)["training"]
-    if is_call(node, aten.add, aten.sub):
-        return True
-    if is_call(node, aten.mul):
-        return len(reads) == 1 and node.args[0] is not node.args[1]
+    if is_call(node, *_PRODUCTS):
+        return len(reads) == 1
     if is_call(node, aten.div):
         return reads == [node.args[0]] and arguments(node).get("rounding_mode") is None
     if is_call(node, aten.pad):
@@ -199,7 +216,7 @@ def is_affine(node: Node, variables: set[Node]) -> bool:
 
 
 def _immediate_dominators(graph_module: GraphModule) -> dict[Node, Node | None]:
-    """Each node's immediate dominator; constants have none and dominate nothing.
+    """The immediate dominator of each node that depends on an input; None for an input itself.
 
     In a DAG visited in topological order, a node's immediate dominator is the nearest common
     dominator of its inputs (Cooper, Harvey and Kennedy, 2001, without the iteration).

@@ -26,7 +26,8 @@ from passfx.report.console import print_conversion
     "--opset", type=int, default=20, show_default=True,
     help=f"ONNX operator set, {OPSETS[0]} to {OPSETS[-1]}.",
 )  # fmt: skip
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True,
+    help="Of the file; fp32 keeps the model's own.")  # fmt: skip
 @click.option("--rtol", type=float, default=1e-6, show_default=True,
     help="Relative error tolerated beyond twice the model's own.")  # fmt: skip
 @click.option("--input-names", metavar="A,B", help="Names of the inputs in the file.")
@@ -46,6 +47,7 @@ def convert(
     no_verify: bool,
     seed: int,
     json_path: str | None,
+    html_path: Path | None,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -55,7 +57,7 @@ def convert(
     The file is run under ONNX Runtime and compared with the model in float64; if it disagrees,
     the exit code is 1 and no file is written.
     """
-    out = Output(json_path, quiet)
+    out = Output(json_path, html_path, quiet)
     check_export(output, precision, opset)
     with out.progress() as progress:
         optimized = load(source, seed=seed, verify=not no_verify, progress=progress, **options)
@@ -70,5 +72,5 @@ def convert(
             output_names=output_names.split(",") if output_names else None,
             progress=progress,
         )
-    out.write_json(report)
+    out.write(report)
     print_conversion(out.console, report)

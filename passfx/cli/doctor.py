@@ -4,8 +4,6 @@ import importlib.metadata
 import platform
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 _PACKAGES = (
     ("torch", "pip install torch"),
@@ -20,16 +18,17 @@ _NO_RUNTIME = "to verify and run files: pip install 'passfx[cpu]', for NVIDIA GP
 
 @click.command()
 def doctor() -> None:
-    """Show versions and execution providers, what is missing, and how to get it."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_row("python", platform.python_version(), "")
-    table.add_row("passfx", _version("passfx") or "not installed as a package", "")
+    """Show what is installed, what is missing, and how to get it."""
+    rows = [
+        ("python", platform.python_version(), ""),
+        ("passfx", _version("passfx") or "not installed as a package", ""),
+    ]
     for name, advice in _PACKAGES:
         version = _version(name)
-        table.add_row(name, version or "missing", "" if version else advice)
-    for row in _runtime_rows():
-        table.add_row(*row)
-    Console(highlight=False, soft_wrap=True).print(table)
+        rows.append((name, version or "missing", "" if version else advice))
+    rows += _runtime_rows()
+    for name, state, advice in rows:
+        click.echo(f"{name:<15}  {state}" + (f"; {advice}" if advice else ""))
 
 
 def _version(package: str) -> str | None:

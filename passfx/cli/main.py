@@ -1,5 +1,8 @@
 """`passfx`: the group of commands."""
 
+import sys
+from typing import Any
+
 import click
 
 from passfx.cli.convert import convert
@@ -10,9 +13,30 @@ from passfx.cli.verify import verify
 from passfx.version import __version__
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Reports bad usage as the commands report bad input: one sentence, exit code 2."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command and exit."""
+        try:
+            sys.exit(super().main(*args, **{**options, "standalone_mode": False}))
+        except click.UsageError as error:
+            message = error.format_message().rstrip(".")
+            command = error.ctx.command_path if error.ctx else "passfx"
+            click.echo(f"error: {message[:1].lower()}{message[1:]}; see {command} --help", err=True)
+            sys.exit(2)
+        except click.Abort:
+            sys.exit(130)  # as the shell counts an interrupted command
+
+
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, message="passfx %(version)s")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Make a PyTorch model fast: find its shortcuts, fold what is linear, prove every rewrite,
     and write ONNX.
 
@@ -22,6 +46,8 @@ def main() -> None:
 
     Exit codes: 0 done; 1 the result failed verification; 2 bad usage or bad input.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 for command in (convert, inspect, verify, passes, doctor):

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from passfx.convert import load_and_optimize
 from passfx.errors import ExportError, PassfxError, SourceError, VerificationError
-from passfx.optimized import TARGETS, Optimized, Plan, Progress
+from passfx.optimized import TARGETS, Optimized, Plan, Progress, check_writable
+from passfx.report.html import to_html
 from passfx.report.model import Report
 from passfx.source import parse_argument
 
@@ -61,6 +62,10 @@ _OUTPUT_OPTIONS = (
         "--json", "json_path", metavar="FILE|-",
         help="Write the report as JSON; - is stdout, which then holds nothing else.",
     ),
+    click.option(
+        "--report", "html_path", type=click.Path(path_type=Path), metavar="FILE.html",
+        help="Write the report as one HTML page.",
+    ),
     click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
     click.option("--debug", is_flag=True, help="Show the traceback of an error."),
 )  # fmt: skip
@@ -81,14 +86,18 @@ output_options = _stack(_OUTPUT_OPTIONS)
 class Output:
     """Where a command writes: results to stdout, unless JSON goes there; the rest to stderr."""
 
-    def __init__(self, json_path: str | None, quiet: bool) -> None:
+    def __init__(self, json_path: str | None, html_path: Path | None, quiet: bool) -> None:
         self._json_path = json_path
+        self._html_path = html_path
         self._quiet = quiet
         self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
         to_stderr = json_path == "-"
-        self.console = Console(stderr=to_stderr, quiet=quiet, highlight=False, soft_wrap=True)
-        if json_path not in (None, "-") and not Path(str(json_path)).parent.is_dir():
-            raise SourceError(f"the folder of {json_path} does not exist; create it first")
+        self.console = Console(
+            stderr=to_stderr, quiet=quiet, highlight=False, markup=False, soft_wrap=True
+        )
+        for path in (json_path if json_path != "-" else None, html_path):
+            if path is not None:
+                check_writable(Path(path))
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
@@ -99,8 +108,10 @@ class Output:
         with self.errors.status("load") as status:
             yield status.update
 
-    def write_json(self, report: Report) -> None:
-        """The report, if `--json` asked for it; a file is written whole or not at all."""
+    def write(self, report: Report) -> None:
+        """The report, as `--json` and `--report` ask for it; a file whole or not at all."""
+        if self._html_path is not None:
+            write_text(self._html_path, to_html(report))
         if self._json_path is None:
             return
         text = json.dumps(_finite(report.to_dict()), indent=2, allow_nan=False) + "\n"
@@ -113,11 +124,10 @@ class Output:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, encoding="utf-8", delete=False
-        ) as file:
-            file.write(text)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".passfx-") as folder:
+            written = Path(folder) / path.name
+            written.write_text(text, encoding="utf-8")
+            os.replace(written, path)
     except OSError as error:
         raise ExportError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -147,7 +157,8 @@ def reports_errors(function: Callable[..., None]) -> Callable[..., None]:
                 traceback.print_exc()
             message = str(error)
             if not isinstance(error, PassfxError):
-                message = f"{type(error).__name__}: {message}. This is a bug in passfx" + (
+                first_line = message.partition("\n")[0]
+                message = f"{type(error).__name__}: {first_line}. This is a bug in passfx" + (
                     "" if debug else "; --debug shows the traceback"
                 )
             click.echo(f"error: {message}", err=True)

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from passfx.cli.options import Output, load, output_options, reports_errors, source_options
+from passfx.errors import ExportError
 from passfx.optimized import prove_file
 from passfx.report.console import print_parity
 
@@ -23,6 +24,7 @@ def verify(
     rtol: float,
     seed: int,
     json_path: str | None,
+    html_path: Path | None,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -31,10 +33,12 @@ def verify(
     Both run on the same samples, SOURCE in float64; the exit code is 1 where they disagree. Give
     the same --arg, --weights and --seed that the file was made with.
     """
-    out = Output(json_path, quiet)
+    out = Output(json_path, html_path, quiet)
+    if not model.is_file():
+        raise ExportError(f"the file {model} does not exist")
     with out.progress() as progress:
         optimized = load(source, seed=seed, only=("remove-unused",), progress=progress, **options)
         progress("verify")
         report = prove_file(optimized, model, rtol=rtol, seed=seed)
-    out.write_json(report)
+    out.write(report)
     print_parity(out.console, report)

@@ -31,6 +31,7 @@ from passfx.errors import ExportError
 from passfx.graph.query import attribute, is_constant, tensor, value
 from passfx.version import __version__
 
+_BFLOAT16_OPSET = 22  # the first whose Conv takes it
 _INLINE_BYTES = 2 * 10**9 - 10**8  # a protobuf message holds 2 GB at most, graph included
 
 
@@ -112,8 +113,13 @@ def export_onnx(
     for kind, (given, own) in names.items():
         if given is not None and len(given) != len(own):
             raise ExportError(
-                f"{len(given)} {kind} names for {len(own)} {kind}s ({', '.join(own)})"
+                f"the model has {len(own)} {kind}(s) ({', '.join(own)}), not {len(given)}"
             )
+    halves = [node for node in graph_module.graph.nodes if _is_bfloat16(node)]
+    if halves and opset < _BFLOAT16_OPSET:
+        raise ExportError(
+            f"bfloat16 operators need opset {_BFLOAT16_OPSET} or later, not {opset} (--opset)"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -133,6 +139,11 @@ def export_onnx(
     program.model.producer_version = __version__
     program.model.metadata_props["passfx.version"] = __version__
     return program
+
+
+def _is_bfloat16(node: Node) -> bool:
+    fake = tensor(node)
+    return fake is not None and fake.dtype == torch.bfloat16
 
 
 def _explain(error: BaseException) -> str:

@@ -113,13 +113,13 @@ class Editor:
         try:
             with self.graph.inserting_before(match.at):
                 yield edit
+            failure = self._type_change(edit)
+            certificate = Certificate(None, failure) if failure else self._certify(edit)
         except BaseException:
             self._undo(edit)
             raise
         finally:
             self._edit = None
-        failure = self._type_change(edit)
-        certificate = Certificate(None, failure) if failure else self._certify(edit)
         if certificate.failure is None:
             self._commit(edit, certificate.error)
         else:

@@ -1,18 +1,19 @@
 """Run nodes of a graph on real tensors, in their own dtypes or entirely in float64.
 
 Float64 is the reference that every fold, certificate and parity check compares with: floating
-constants are widened on reading, dtype arguments that name a floating type are read as float64,
-and no intermediate result is ever rounded to a narrower type.
+constants are widened on reading, dtype arguments that name a floating type are read as float64, so
+is the default dtype, and no intermediate result is ever rounded to a narrower type.
 """
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate, map_arg
 
-from passfx.graph.query import constant, is_constant
+from passfx.graph.query import attribute, constant, is_constant
 
 _WIDE = {
     torch.float16: torch.float64,
@@ -32,6 +33,17 @@ def widen(item: Any) -> Any:
     return item
 
 
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """The dtype of a new tensor, and of an integer tensor divided, while the context is open."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def evaluate(nodes: Iterable[Node], values: dict[Node, Any], *, double: bool = True) -> None:
     """Compute `nodes`, given in topological order, into `values`.
 
@@ -44,12 +56,16 @@ def evaluate(nodes: Iterable[Node], values: dict[Node, Any], *, double: bool = T
     def convert(item: Any) -> Any:
         return map_aggregate(item, widen) if double else item
 
-    with torch.no_grad():
+    with torch.no_grad(), _default_dtype(torch.float64) if double else nullcontext():
         for node in nodes:
             if node in values:
                 continue
             if is_constant(node):
                 values[node] = convert(constant(node))
+                continue
+            if node.op == "get_attr":  # a branch of torch.cond
+                module = cast(GraphModule, node.graph.owning_module)
+                values[node] = attribute(module, str(node.target))
                 continue
             assert node.op == "call_function" and callable(node.target), node.format_node()
             args, kwargs = map_arg((node.args, dict(node.kwargs)), values.__getitem__)
@@ -76,6 +92,7 @@ def run_flat(
             evaluate([node], values, double=double)
         for used in node.all_input_nodes:
             uses[used] -= 1
-            if not uses[used]:
-                values.pop(used, None)
+        for seen in (node, *node.all_input_nodes):
+            if not uses[seen]:
+                values.pop(seen, None)
     raise AssertionError("a graph ends in an output node")

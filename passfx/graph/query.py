@@ -1,5 +1,6 @@
 """Read-only questions about a captured graph: shapes, dtypes, constants, arguments, names."""
 
+import re
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -36,7 +37,8 @@ def op_name(node: Node) -> str:
     """The operator as reports name it: the packet, without overload or in-place underscore."""
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
-        name = target.overloadpacket.__name__.removesuffix("_")
+        name = target.overloadpacket.__name__
+        name = name if name.endswith("__") else name.removesuffix("_")
         return str(_CANONICAL_NAMES.get(name, name))
     return str(getattr(target, "__name__", target))
 
@@ -114,18 +116,21 @@ def constant(node: Node) -> torch.Tensor:
 def is_random(node: Node) -> bool:
     """Whether an operator draws random numbers."""
     target = node.target
-    return (
-        isinstance(target, torch._ops.OpOverload)
-        and torch.Tag.nondeterministic_seeded in target.tags
-        and not (is_call(node) and arguments(node).get("train") is False)
-        and not (is_call(node) and arguments(node).get("dropout_p") == 0.0)
-    )
+    if (
+        not isinstance(target, torch._ops.OpOverload)
+        or torch.Tag.nondeterministic_seeded not in target.tags
+    ):
+        return False
+    bound = arguments(node)
+    return bound.get("train", bound.get("training")) is not False and bound.get("dropout_p") != 0.0
 
 
 def is_pure(node: Node) -> bool:
     """Whether a node may be removed when unused, and shared when it is written twice."""
     return node.op == "get_attr" or (
-        node.op == "call_function" and not node.is_impure() and not is_random(node)
+        node.op == "call_function"
+        and not node.is_impure(impure_random=False)
+        and not is_random(node)
     )
 
 
@@ -138,15 +143,10 @@ def module_path(node: Node) -> str:
 
 def source_line(node: Node) -> str | None:
     """`file.py:12` of the user's code that made the node, where the trace recorded it."""
-    frames = [
-        line.strip()
-        for line in (node.meta.get("stack_trace") or "").splitlines()
-        if "File " in line
-    ]
-    if not frames:
-        return None
-    file, line = frames[-1].removeprefix("File ").split(", ")[:2]
-    return f"{file.strip(chr(34))}:{line.removeprefix('line ')}"
+    frames = re.findall(
+        r'^ *File "(.+)", line (\d+)', node.meta.get("stack_trace") or "", re.MULTILINE
+    )
+    return ":".join(frames[-1]) if frames else None
 
 
 def operators(graph_module: GraphModule) -> list[Node]:

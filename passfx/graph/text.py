@@ -1,10 +1,11 @@
 """A graph as stable text: two graphs print alike exactly when they have the same structure."""
 
+from textwrap import indent
 from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from passfx.graph.query import arguments, is_call, is_constant, op_name, tensor
+from passfx.graph.query import arguments, attribute, is_call, is_constant, op_name, tensor
 
 
 def to_text(graph_module: GraphModule) -> str:
@@ -30,6 +31,9 @@ def to_text(graph_module: GraphModule) -> str:
             lines.append(f"{node.name} : {_type(node)}")
         elif is_constant(node):
             names[node] = _type(node)
+        elif node.op == "get_attr":  # a branch of torch.cond
+            branch = to_text(attribute(graph_module, str(node.target)))
+            names[node] = "{\n" + indent(branch, "  ") + "\n}"
         elif node.op == "output":
             lines.append(f"return {show(node.args[0])}")
         else:

@@ -45,7 +45,8 @@ class ComposeClips(Pass):
             return inner
         if clip == Clip(0.0):
             return editor.call(aten.relu.default, inner.args[0])
-        low, high = (None if abs(bound) == inf else bound for bound in (clip.low, clip.high))
+        low = None if clip.low == -inf else clip.low
+        high = None if clip.high == inf else clip.high
         return editor.call(aten.clamp.default, inner.args[0], low, high)
 
 

@@ -28,6 +28,7 @@ aten = ops.aten
 _CONVS = (aten.conv1d, aten.conv2d, aten.conv3d)
 _TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
 _PRODUCERS = (*_CONVS, *_TRANSPOSED, aten.linear)
+_ARITHMETIC = (aten.mul, aten.div, aten.add, aten.sub, aten.rsub)
 
 
 class FoldNorms(Pass):
@@ -105,7 +106,7 @@ def _weights(producer: Node) -> list[Any]:
 def _channel_step(node: Node) -> _ChannelStep | Refusal | None:
     if is_call(node, aten.batch_norm):
         return _norm_step(node)
-    if is_call(node, aten.mul, aten.div, aten.add, aten.sub):
+    if is_call(node, *_ARITHMETIC):
         return _arithmetic_step(node)
     return None
 
@@ -135,9 +136,10 @@ def _norm_step(node: Node) -> _ChannelStep | Refusal | None:
 
 
 def _arithmetic_step(node: Node) -> _ChannelStep | Refusal | None:
-    left, right = node.args[:2]
-    if bound_kwargs := set(node.kwargs) - {"alpha"}:
-        return refuse(node, f"it has {', '.join(sorted(bound_kwargs))}")
+    bound = arguments(node)
+    left, right = bound["self"], bound["other"]
+    if is_call(node, aten.rsub):
+        left, right = right, left
     producers = [item for item in (left, right) if is_call(item, *_PRODUCERS)]
     if len(producers) != 1:
         return None
@@ -151,7 +153,9 @@ def _arithmetic_step(node: Node) -> _ChannelStep | Refusal | None:
     reversed_operands = source is right
     if reversed_operands and is_call(node, aten.div):
         return None
-    alpha = node.kwargs.get("alpha", 1)
+    if bound.get("rounding_mode") is not None:
+        return refuse(node, f"it rounds: rounding_mode={bound['rounding_mode']!r}")
+    alpha = bound.get("alpha", 1)
 
     def affine() -> ChannelAffine:
         value = (
@@ -159,7 +163,7 @@ def _arithmetic_step(node: Node) -> _ChannelStep | Refusal | None:
             if isinstance(other, Node)
             else torch.tensor(float(other), dtype=torch.float64)
         )
-        return _arithmetic(node, value, channels, reversed_operands, float(alpha))  # type: ignore[arg-type]
+        return _arithmetic(node, value, channels, reversed_operands, float(alpha))
 
     return _ChannelStep(source, affine)
 
@@ -171,7 +175,7 @@ def _arithmetic(
         return ChannelAffine.scaling(value, channels)
     if is_call(node, aten.div):
         return ChannelAffine.scaling(value.reciprocal(), channels)
-    sign = -alpha if is_call(node, aten.sub) else alpha
+    sign = -alpha if is_call(node, aten.sub, aten.rsub) else alpha
     if not reversed_operands:
         return ChannelAffine.shifting(sign * value, channels)
     shift = ChannelAffine.shifting(value, channels)

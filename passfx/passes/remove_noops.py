@@ -1,7 +1,7 @@
 """Operators that compute nothing."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
 
@@ -32,28 +32,22 @@ class RemoveNoops(Pass):
     view, reshape, flatten, expand, squeeze, permute, transpose, slice, roll, repeat, flip and pad
     that change nothing; chains of reshapes or of transposes that cancel (a chain that does not
     cancel becomes one operator); x·1, x÷1, x+0, x−0, x^1; a pool of kernel 1 and stride 1 or to
-    the size it has; interpolation by 1; cat or split of one; a reduction over axes of size 1 that
-    keeps them; clamp without bounds; leaky_relu, prelu with slope 1.
+    the size it has; interpolation and pixel shuffle by 1; cat, stack or split of one; a reduction
+    over axes of size 1 that keeps them; clamp without bounds; leaky_relu, prelu with slope 1.
 
     Kept:
     1. anything whose result differs in shape, dtype or device, so x·1 that promotes or broadcasts;
     2. sizes that are equal only for some values of a dynamic dimension;
-    3. float interpolation factors other than 1, even where the rounded size is the same.
+    3. float interpolation factors other than 1, even where the rounded size is the same;
+    4. what decides how memory lies under an operator that reads it so (as_strided,
+       view_as_complex).
     """
 
     name = "remove-noops"
 
     def match(self, node: Node) -> Found:
-        for packets, rule in _RULES:
-            if is_call(node, *packets):
-                source = rule(node)
-                if source is not None and same_type(node, source):
-                    return Match(
-                        node, _between(source, node), f"{op_name(node)} changes nothing", source
-                    )
-        if node.target is operator.getitem:
-            return _single_part(node)
-        return _shorter_chain(node)
+        found = _simplification(node)
+        return None if found is None or _decides_strides(node) else found
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
         if isinstance(match.data, Node):
@@ -62,16 +56,44 @@ class RemoveNoops(Pass):
         return editor.call(target, *args)
 
 
+def _simplification(node: Node) -> Match | None:
+    for packets, rule in _RULES:
+        if is_call(node, *packets):
+            source = rule(node)
+            if source is not None and same_type(node, source):
+                return Match(
+                    node, _between(source, node), f"{op_name(node)} changes nothing", source
+                )
+    if node.target is operator.getitem:
+        return _single_part(node)
+    return _shorter_chain(node)
+
+
+def _decides_strides(node: Node) -> bool:
+    """Whether an operator that reads memory as it lies comes after, before any linear layer.
+
+    A linear layer's result lies the same way whatever the strides of its input are.
+    """
+    seen, pending = {node}, [node]
+    while pending:
+        for user in pending.pop().users:
+            if is_call(user, aten.as_strided, aten.view, aten.view_as_complex):
+                return True
+            if user not in seen and not is_call(user, aten.linear):
+                seen.add(user)
+                pending.append(user)
+    return False
+
+
 def _first(node: Node) -> Node | None:
-    """The first argument; whether it has the same type is for the caller to check."""
+    """The first argument, or the only element of the list that it is.
+
+    Whether it has the same type is for the caller to check.
+    """
     source = node.args[0]
+    if isinstance(source, list | tuple) and len(source) == 1:
+        source = source[0]
     return source if isinstance(source, Node) else None
-
-
-def _relayout(node: Node) -> Node | None:
-    """Strides carry meaning only for operators that read memory as it lies."""
-    strided = (aten.as_strided, aten.view, aten.view_as_complex)
-    return None if any(is_call(user, *strided) for user in node.users) else _first(node)
 
 
 def _in_eval(node: Node) -> Node | None:
@@ -108,20 +130,17 @@ def _is_filled(item: Any, number: float) -> bool:
     return isinstance(item, int | float) and item == number
 
 
-def _permutation(node: Node) -> list[int] | None:
+def _permutation(node: Node) -> list[int]:
     """The order of the input's axes in the result of a permute or transpose."""
-    fake = tensor(node)
-    if fake is None:
-        return None
+    fake, bound = tensor(node), arguments(node)
+    assert fake is not None
     if is_call(node, aten.permute):
-        return [axis % fake.ndim for axis in arguments(node)["dims"]]
-    if is_call(node, aten.transpose) and fake.ndim:
-        order = list(range(fake.ndim))
-        bound = arguments(node)
-        a, b = bound["dim0"] % fake.ndim, bound["dim1"] % fake.ndim
+        return [axis % fake.ndim for axis in bound["dims"]]
+    order = list(range(fake.ndim))
+    if order:
+        a, b = bound["dim0"], bound["dim1"]
         order[a], order[b] = order[b], order[a]
-        return order
-    return None
+    return order
 
 
 def _moves_nothing(node: Node, order: list[int]) -> bool:
@@ -133,8 +152,7 @@ def _moves_nothing(node: Node, order: list[int]) -> bool:
 
 
 def _identity_permutation(node: Node) -> Node | None:
-    order = _permutation(node)
-    return _first(node) if order is not None and _moves_nothing(node, order) else None
+    return _first(node) if _moves_nothing(node, _permutation(node)) else None
 
 
 def _zero_padding(node: Node) -> Node | None:
@@ -176,12 +194,6 @@ def _unit_interpolation(node: Node) -> Node | None:
     return _first(node) if all(_is_filled(factor, 1) for factor in factors) else None
 
 
-def _single_operand(node: Node) -> Node | None:
-    operands = node.args[0]
-    assert isinstance(operands, list | tuple)
-    return operands[0] if len(operands) == 1 and isinstance(operands[0], Node) else None
-
-
 def _unit_reduction(node: Node) -> Node | None:
     bound = arguments(node)
     source = tensor(node.args[0])
@@ -216,16 +228,22 @@ _RESHAPES = (
     aten.unflatten,
     aten.squeeze,
     aten.unsqueeze,
+    aten.stack,  # of one
 )
 _TRANSPOSES = (aten.permute, aten.transpose)
-_PASS_THROUGH = (aten.clone, aten.contiguous, aten.alias, aten.detach, aten.lift_fresh_copy)
+_UNLESS_TYPE_CHANGES = (  # the identity exactly when the result has the type of its input
+    *(aten.clone, aten.contiguous, aten.alias, aten.detach, aten.lift_fresh_copy),
+    *(aten.to, aten._to_copy, aten.type_as),
+    *_RESHAPES,
+    *(aten.expand, aten.expand_as, aten.slice, aten.repeat, aten.tile),
+    *(aten.cat, aten.hstack, aten.vstack),
+    *(aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d),
+    *(aten.pixel_shuffle, aten.pixel_unshuffle),
+)
 
 _Rule = Callable[[Node], Node | None]
 _RULES: tuple[tuple[tuple[Any, ...], _Rule], ...] = (
-    (_PASS_THROUGH, _relayout),
-    ((aten.to, aten._to_copy, aten.type_as), _first),
-    ((*_RESHAPES, aten.expand, aten.expand_as, aten.slice, aten.repeat, aten.tile), _first),
-    ((aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d), _first),
+    (_UNLESS_TYPE_CHANGES, _first),
     (_TRANSPOSES, _identity_permutation),
     (
         (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout),
@@ -256,72 +274,89 @@ _RULES: tuple[tuple[tuple[Any, ...], _Rule], ...] = (
         ),
         _unit_interpolation,
     ),
-    ((aten.cat,), _single_operand),
     ((aten.mean, aten.sum, aten.amax, aten.amin, aten.logsumexp), _unit_reduction),
     ((aten.clamp, aten.clamp_min, aten.clamp_max, aten.hardtanh), _unbounded),
     ((aten.leaky_relu, aten.prelu), _unit_slope),
 )
 
 
+_SPLITS = (aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split)
+_ADAPTIVE_MAX_POOLS = (
+    aten.adaptive_max_pool1d,
+    aten.adaptive_max_pool2d,
+    aten.adaptive_max_pool3d,
+)
+
+
 def _single_part(node: Node) -> Match | None:
-    """The first and only part of a split or chunk."""
+    """The first and only part of a split, or the values of a pool to the size it has."""
     parts, index = node.args
-    if index != 0 or not is_call(
-        parts, aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split
-    ):
+    if index != 0 or not is_call(parts, *_SPLITS, *_ADAPTIVE_MAX_POOLS):
         return None
     assert isinstance(parts, Node)
     source = _first(parts)
     if source is None or not same_type(node, source):
         return None
-    return Match(node, (parts, node), f"{op_name(parts)} has one part", source)
+    return Match(node, (parts, node), f"{op_name(parts)} changes nothing", source)
 
 
 def _shorter_chain(node: Node) -> Match | None:
-    """Consecutive reshapes, or consecutive transposes: as nothing, or as the last one alone."""
+    """Consecutive reshapes, or consecutive transposes: as nothing, or as one operator."""
     if is_call(node, *_RESHAPES):
-        chain = _chain(node, _RESHAPES)
-        for source in [chain[0].args[0], *chain[:-1]]:
-            if same_type(node, source):
-                return Match(node, _between(source, node), "reshapes that cancel", source)
-        sizes = [
-            size
-            for item in node.args[1:]
-            for size in (item if isinstance(item, list | tuple) else [item])
-        ]
-        explicit = is_call(node, aten.reshape)
-        if (
-            len(chain) > 1
-            and explicit
-            and len(chain[-2].users) == 1
-            and not any(isinstance(size, Node) for size in sizes)
-        ):
-            data = (aten.reshape.default, chain[-2].args[0], node.args[1])
-            return Match(node, tuple(chain[-2:]), "one reshape for two", data)
+        return _shorter_reshapes(node)
     if is_call(node, *_TRANSPOSES):
-        chain = _chain(node, _TRANSPOSES)
-        if len(chain) < 2:
-            return None
-        first, last = chain[-2:]
-        inner, outer = _permutation(first), _permutation(last)
-        assert inner is not None and outer is not None
-        order = [inner[axis] for axis in outer]
-        source = first.args[0]
-        if _moves_nothing(node, order) and same_type(node, source):
-            return Match(node, (first, last), "transposes that cancel", source)
-        if len(first.users) == 1:
-            return Match(
-                node, (first, last), "one permute for two", (aten.permute.default, source, order)
-            )
+        return _shorter_transposes(node)
     return None
+
+
+def _shorter_reshapes(node: Node) -> Match | None:
+    chain = _chain(node, _RESHAPES)
+    for source in [_first(chain[0]), *chain[:-1]]:
+        if same_type(node, source):
+            return Match(node, _between(source, node), "reshapes that cancel", source)
+    own, fake = _own_part(chain), tensor(node)
+    assert fake is not None
+    sizes = [size if isinstance(size, int) else -1 for size in fake.shape]
+    if len(own) < 2 or sizes.count(-1) > 1 or (-1 in sizes and 0 in sizes):
+        return None
+    data = (aten.reshape.default, _first(own[0]), sizes)
+    return Match(node, own, f"one reshape for {len(own)}", data)
+
+
+def _shorter_transposes(node: Node) -> Match | None:
+    chain = _chain(node, _TRANSPOSES)
+    own = _own_part(chain)
+    for start in range(len(chain)):
+        source, order = _first(chain[start]), _composed(chain[start:])
+        if _moves_nothing(node, order) and same_type(node, source):
+            return Match(node, tuple(chain[start:]), "transposes that cancel", source)
+    if len(own) < 2:
+        return None
+    data = (aten.permute.default, _first(own[0]), _composed(own))
+    return Match(node, own, f"one permute for {len(own)}", data)
+
+
+def _composed(chain: Sequence[Node]) -> list[int]:
+    """The order of the axes after all transposes of a chain."""
+    order = _permutation(chain[0])
+    for item in chain[1:]:
+        order = [order[axis] for axis in _permutation(item)]
+    return order
+
+
+def _own_part(chain: Sequence[Node]) -> tuple[Node, ...]:
+    """The end of a chain whose intermediate results nothing else reads."""
+    start = len(chain) - 1
+    while start and len(chain[start - 1].users) == 1:
+        start -= 1
+    return tuple(chain[start:])
 
 
 def _chain(node: Node, packets: tuple[Any, ...]) -> list[Node]:
     """`node` and the operators of the same family before it, first to last."""
     chain = [node]
-    while is_call(chain[0].args[0], *packets):
-        assert isinstance(chain[0].args[0], Node)
-        chain.insert(0, chain[0].args[0])
+    while (before := _first(chain[0])) and is_call(before, *packets) and _first(before):
+        chain.insert(0, before)
     return chain
 
 
@@ -329,7 +364,7 @@ def _between(source: Any, node: Node) -> tuple[Node, ...]:
     """The chain of first arguments from after `source` to `node`."""
     found: list[Node] = [node]
     while source not in found[0].all_input_nodes:
-        first = found[0].args[0]
-        assert isinstance(first, Node)
+        first = _first(found[0])
+        assert first is not None
         found.insert(0, first)
     return tuple(found)

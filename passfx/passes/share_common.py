@@ -33,7 +33,7 @@ class ShareCommon(Pass):
                 earlier.append(node)
             else:
                 what = "a constant" if is_constant(node) else "an expression"
-                yield Match(node, (node,), f"{what} equal to {twin.name}", twin)
+                yield Match(node, (twin, node), f"{what} equal to {twin.name}", twin)
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
         twin: Node = match.data

@@ -1,9 +1,10 @@
 """A report for people, in a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from passfx.report.model import Report
 
@@ -58,7 +59,8 @@ def print_inspection(console: Console, report: Report) -> None:
     for run in report.passes:
         state = ", rolled back" if run.rolled_back else ""
         console.print(
-            f"{run.name}: {len(run.rewrites)} rewrites, {len(run.refusals)} refusals{state}",
+            f"{run.name}: {_count(run.rewrites, 'rewrite')}, "
+            f"{_count(run.refusals, 'refusal')}{state}",
             style="bold",
         )
         for rewrite in run.rewrites:
@@ -103,7 +105,7 @@ def _cost_table(report: Report) -> Table:
 
 
 def _add_row(table: Table, name: str, before: str, after: str) -> None:
-    table.add_row(name, before, f"[bold green]{after}[/]" if after != before else after)
+    table.add_row(name, before, Text(after, "bold green" if after != before else ""))
 
 
 def _shortcut_line(report: Report) -> str:
@@ -127,6 +129,10 @@ def _refusal_lines(report: Report) -> Iterator[str]:
 
 def _operators(names: tuple[str, ...]) -> str:
     return " ".join(names) if len(names) <= 8 else f"{names[0]} … {names[-1]} ({len(names)})"
+
+
+def _count(items: Sequence[object], noun: str) -> str:
+    return f"{len(items)} {noun}" + ("" if len(items) == 1 else "s")
 
 
 def _place(module: str, node: str) -> str:
