@@ -40,6 +40,11 @@ from passfx.graph.query import (
 
 aten = torch.ops.aten
 
+_NOISY_LOGGERS = (
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.onnx._internal.exporter._registration",
+)
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -118,9 +123,9 @@ def capture(
             dynamic_shapes = dynamic_shapes.dynamic_shapes(model, *inputs)
         inputs = _widen_dynamic(model, *_distinct(model, *inputs), dynamic_shapes, dims)
         program = _export(model, *inputs, dynamic_shapes)
-    with _quiet():
-        traced = program
-        program = program.run_decompositions({})
+    traced = program
+    with quiet():
+        program = _functionalize(program, type(model).__name__)
         _refuse_mutation(program, type(model).__name__)
         graph_module = _unlift(program)
     _refuse_random(graph_module, type(model).__name__)
@@ -163,7 +168,7 @@ def _export(
     registered = dict(hooks)
     try:
         # On a failure the tracer prints what it has traced so far.
-        with _eval_mode(model), _quiet(), torch.no_grad(), redirect_stderr(StringIO()):
+        with _eval_mode(model), quiet(), torch.no_grad(), redirect_stderr(StringIO()):
             return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
     except Exception as error:
         hooks.clear()  # torch 2.11 leaves a hook behind that breaks the model's own buffers
@@ -185,17 +190,27 @@ def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Tracing warns about its own internals, which the user of passfx can do nothing about."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+def quiet() -> Iterator[None]:
+    """The tracer and the exporter warn about their own internals, which no user can mend."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
     try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _functionalize(program: ExportedProgram, model: str) -> ExportedProgram:
+    try:
+        return program.run_decompositions({})
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CaptureError(f"{model} cannot be made functional: {reason}") from error
 
 
 def _explain(

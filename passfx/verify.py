@@ -143,7 +143,14 @@ def _draw(fake: Any, shape: tuple[int, ...], generator: torch.Generator) -> Any:
 
 
 def relative_error(result: Any, reference: Any) -> float:
-    """max |result − reference| / max |reference|; infinite where shapes or infinities differ."""
+    """max |result − reference| / max |reference|; infinite where shapes or infinities differ.
+
+    Of several results, as `split` has them, the largest error.
+    """
+    if isinstance(reference, list | tuple):
+        if len(result) != len(reference):
+            return math.inf
+        return max(map(relative_error, result, reference), default=0.0)
     reference = torch.as_tensor(reference)
     result = torch.as_tensor(result, device=reference.device)
     if result.shape != reference.shape:

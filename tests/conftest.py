@@ -31,6 +31,7 @@ def _define_torchvision_schemas() -> torch.library.Library | None:
     return None
 
 
+torch.set_num_threads(1)  # small tensors: threads cost more than they bring
 _library = _define_torchvision_schemas()
 
 

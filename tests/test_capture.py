@@ -434,7 +434,7 @@ def test_dims_leave_keyword_inputs_keywords() -> None:
         dynamic_shapes={"x": BATCH, "y": BATCH, "z": BATCH},
     )
     assert torch.equal(found.graph_module(x, y=y, z=z), x * y - z)
-    assert list(found.kwargs) == ["z", "y"]
+    assert list(found.kwargs) == ["y", "z"]  # in the order of forward, whatever the caller's
 
 
 def test_a_shapes_collection() -> None:
@@ -679,3 +679,13 @@ def test_live_code_with_dynamic_sizes_is_not_reported_dead() -> None:
     shapes = {"x": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}}
     found = capture(function(body), (image(1, 3, 4, 5),), dynamic_shapes=shapes)
     assert found.dead_code == ()
+
+
+def test_a_graph_that_cannot_be_made_functional_is_refused() -> None:
+    def body(x: Tensor) -> Tensor:
+        return torch.cond(
+            x.sum() > 0, lambda x: x + torch.tensor([1.0, 2.0, 3.0]), lambda x: x * 2, (x,)
+        )
+
+    with pytest.raises(CaptureError, match="cannot be (made functional|captured)"):
+        capture(function(body), (torch.ones(3),))

@@ -386,6 +386,31 @@ def test_relative_error(result: list[Any], reference: list[Any], error: float) -
     assert relative_error(*pair) == error
 
 
+def test_relative_error_of_several_results_is_the_largest() -> None:
+    parts = [torch.ones(2), torch.ones(3)]
+    assert relative_error(parts, parts) == 0.0
+    assert relative_error([parts[0], parts[1] * 2], parts) == 1.0
+    assert relative_error(parts[:1], parts) == math.inf
+
+
+class Split(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = torch.split(x, [1, 2], 1)
+        return first + second
+
+
+def test_a_replacement_with_several_results_is_proven() -> None:
+    def again(editor: Editor, match: Match) -> Node:
+        return editor.call(match.at.target, *match.at.args)
+
+    def otherwise(editor: Editor, match: Match) -> Node:
+        return editor.call(aten.split_with_sizes.default, match.at.args[0], [2, 1], 1)
+
+    x = torch.randn(2, 3)
+    assert proven(Replace((aten.split_with_sizes,), again), Split(), x) == 0.0
+    assert "inf" in refused(Replace((aten.split_with_sizes,), otherwise), Split(), x)
+
+
 def test_relative_error_widens_before_it_subtracts() -> None:
     third = torch.tensor([1 / 3], dtype=torch.float64)
     assert relative_error(third.half(), third) == pytest.approx(2.4e-4, rel=0.1)

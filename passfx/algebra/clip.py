@@ -21,4 +21,4 @@ class Clip:
         Clips are monotone and the identity between their bounds, so the composition is again a
         clip, with the images of the first one's bounds: low = after(low), high = after(high).
         """
-        return Clip(after(min(self.low, self.high)), after(self.high))
+        return Clip(after(self.low), after(self.high))

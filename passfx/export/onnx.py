@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from torch.export.graph_signature import (
 )
 from torch.fx import Graph, GraphModule, Node
 
-from passfx.capture import Captured
+from passfx.capture import Captured, quiet
 from passfx.errors import ExportError
 from passfx.graph.query import attribute, is_constant, tensor, value
 from passfx.version import __version__
@@ -121,8 +120,7 @@ def export_onnx(
             f"bfloat16 operators need opset {_BFLOAT16_OPSET} or later, not {opset} (--opset)"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             program = torch.onnx.export(
                 to_exported_program(graph_module, captured),
                 dynamo=True,

@@ -33,8 +33,8 @@ class FoldConstants(Pass):
 
     Kept, or refused:
     1. random operators are never folded;
-    2. an expression whose result takes over 1 MiB more than the constants that it reads, such as
-       an expanded token, would make the file larger for no work saved;
+    2. an expression whose result takes over 1 MiB more than the constants that only it reads, such
+       as an expanded token or the transpose of a shared weight, would make the file larger;
     3. an expression whose result differs between float32 and float64 by more than rounding means
        something by its precision.
     """
@@ -61,13 +61,15 @@ class FoldConstants(Pass):
 
     def match(self, node: Node) -> Found:
         nodes = _ancestors(node)
-        read = [constant(item) for item in nodes if is_constant(item)]
+        freed = [
+            constant(item) for item in nodes if is_constant(item) and set(item.users) <= {*nodes}
+        ]
         values: dict[Node, Any] = {}
         native: dict[Node, Any] = {}
         fake = tensor(node)
         assert fake is not None
-        if fake.nbytes > sum(item.nbytes for item in read) + _GROWTH_BYTES:
-            return refuse(node, f"its {fake.nbytes:,} bytes are more than the constants it reads")
+        if fake.nbytes > sum(item.nbytes for item in freed) + _GROWTH_BYTES:
+            return refuse(node, f"its {fake.nbytes:,} bytes are more than the constants it frees")
         evaluate(nodes, values)
         evaluate(nodes, native, double=False)
         if not _agree(values[node], native[node]):

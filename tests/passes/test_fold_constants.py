@@ -175,7 +175,7 @@ def test_refuses_2_an_expression_that_would_grow_the_file() -> None:
     graph, editor = apply(FoldConstants(), model, randn(300, 1, 512))
     assert not editor.modified
     (found,) = editor.refusals
-    assert found.reason == "its 1,228,800 bytes are more than the constants it reads"
+    assert found.reason == "its 1,228,800 bytes are more than the constants it frees"
     assert ops(graph) == {"expand": 1, "cat": 1}
 
 
@@ -336,3 +336,19 @@ def test_a_second_run_rewrites_nothing() -> None:
     graph, editor = apply(FoldConstants(), model, randn(7, 8))
     assert len(editor.rewrites) == len(FORMS)
     assert not FoldConstants().run(graph).modified
+
+
+def test_transpose_of_a_shared_weight_is_kept() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(1000, 512)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.embedding(tokens) @ self.embedding.weight.t()
+
+    _, editor = apply(FoldConstants(), Tied(), torch.tensor([[1, 2, 3]]))
+    assert editor.rewrites == []
+    assert [item.reason for item in editor.refusals] == [
+        "its 4,096,000 bytes are more than the constants it frees"
+    ]
