@@ -1,7 +1,7 @@
-"""Wall time of `passfx.convert` beside plain `torch.onnx.export(dynamo=True)` of the same model.
+"""What `passfx.convert` does to a model, and its wall time beside plain `torch.onnx.export`.
 
 Both run in one process, in turns, after one uncounted round; medians and their ratio are printed,
-and the operators of both files.
+with the operators of the graph before and after, the shortcuts and the parity of the file.
 
     python tests/benchmarks/convert_time.py [SOURCE ...] [--rounds N]
 """
@@ -15,15 +15,20 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import onnx
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import passfx
-from passfx.source import load_source
+from passfx.source import Source, load_source, parse_argument, parse_input_shape
 
-SOURCES = ("models/digits.py:digits_resnet", "torchvision:resnet18", "timm:resnet50d")
+BLOCK = "models/pass_layer.py:ResidualBlock"
+SOURCES = (
+    "models/digits.py:digits_resnet",
+    "models/pass_layer.py:PassCNN 1x3x32x32",
+    f"{BLOCK} 1x3x32x32 in_channels=3 out_channels=8",
+    f"{BLOCK} 1x8x32x32 in_channels=8 out_channels=8",
+    "torchvision:resnet18",
+    "timm:resnet50d",
+)
 
 
 def plain_export(model: torch.nn.Module, args: tuple[object, ...], path: Path) -> None:
@@ -40,10 +45,14 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def operators(path: Path) -> str:
-    """The operators of a file, most frequent first."""
-    counts = Counter(node.op_type for node in onnx.load(path).graph.node)
-    return ", ".join(f"{count} {name}" for name, count in counts.most_common(4))
+def load(text: str) -> Source:
+    """A source, an input shape and factory arguments, separated by spaces."""
+    name, *rest = text.split()
+    return load_source(
+        name,
+        arguments=dict(parse_argument(item) for item in rest if "=" in item),
+        input_shapes=[parse_input_shape(item) for item in rest if "=" not in item],
+    )
 
 
 def main() -> None:
@@ -52,27 +61,28 @@ def main() -> None:
     parser.add_argument("sources", nargs="*", default=SOURCES)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    table = Table("model", "torch.onnx.export s", "passfx.convert s", "ratio", "operators")
+    print(f"torch {torch.__version__}")
+    print("| model | operators | shortcuts | error / tolerated | export s | convert s | ratio |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         plain, ours = Path(folder) / "plain.onnx", Path(folder) / "passfx.onnx"
-        for name in options.sources:
-            source = load_source(name)
+        for text in options.sources:
+            source = load(text)
             model, args = source.model.eval(), source.args
-            times: tuple[list[float], list[float]] = ([], [])
-            for round_number in range(options.rounds + 1):
-                pair = (
-                    seconds(lambda: plain_export(model, args, plain)),  # noqa: B023
-                    seconds(lambda: passfx.convert(model, ours, args)),  # noqa: B023
-                )
-                if round_number:
-                    for kept, measured in zip(times, pair, strict=True):
-                        kept.append(measured)
-            export, convert = map(statistics.median, times)
-            both = f"{operators(plain)} → {operators(ours)}"
-            table.add_row(
-                name, f"{export:.2f}", f"{convert:.2f}", f"{convert / export:.2f}", both
+            times: list[tuple[float, float]] = []
+            for _ in range(options.rounds + 1):
+                export = seconds(lambda: plain_export(model, args, plain))  # noqa: B023
+                times.append((export, seconds(lambda: passfx.convert(model, ours, args))))  # noqa: B023
+            report = passfx.convert(model, ours, args)
+            export, convert = (statistics.median(column) for column in zip(*times[1:], strict=True))
+            kinds = Counter(item.kind for item in report.shortcuts)
+            print(
+                f"| {text} | {report.before.nodes} → {report.after.nodes} "
+                f"| {kinds['identity']} identity, {kinds['projection']} projection "
+                f"| {report.parity.rel_error:.1e} / {report.parity.tolerance:.1e} "
+                f"| {export:.1f} | {convert:.1f} | {convert / export:.2f} |",
+                flush=True,
             )
-    Console(width=200).print(table)
 
 
 if __name__ == "__main__":
