@@ -40,10 +40,7 @@ from passfx.graph.query import (
 
 aten = torch.ops.aten
 
-_NOISY_LOGGERS = (
-    "torch.fx.experimental.symbolic_shapes",
-    "torch.onnx._internal.exporter._registration",
-)
+_NOISY_LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch.onnx", "onnx_ir")
 
 
 @dataclass(frozen=True)

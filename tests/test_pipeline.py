@@ -23,18 +23,17 @@ NAMES = [kind.name for kind in PASSES]
 
 
 class Net(nn.Module):
-    """Something for most passes: dead code, a norm, a dropout, two clips, a product by one."""
+    """Something for most passes: dead code, a norm, a quotient and a product by one, two clips."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3)
         self.norm = nn.BatchNorm2d(4)
-        self.dropout = nn.Dropout()
         randomize(self)
 
     def forward(self, x: Tensor, unused: Tensor) -> Tensor:
         torch.sin(x)
-        y = self.dropout(self.norm(self.conv(x))) * 1.0
+        y = self.norm(self.conv(x)) / 1.0 * 1.0
         return torch.clamp(torch.relu(y), max=6.0)
 
 
@@ -82,7 +81,7 @@ def test_each_pass_reports_what_it_did(program: Captured) -> None:
     assert count(graph_module) == {"conv2d": 1, "clamp": 1}
     assert [run.name for run in runs] == NAMES
     rewrites = {run.name: len(run.rewrites) for run in runs if run.rewrites}
-    # dead code; dropout and product; norm; clips
+    # dead code; quotient and product; norm; clips
     assert rewrites == {
         "remove-unused": 1,
         "remove-noops": 2,

@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -181,9 +181,23 @@ def staged(
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise ExportError(f"the exported model is not valid ONNX: {error}") from error
         yield written, summarize(written)[1]
-        files = sorted(Path(folder).iterdir(), key=lambda file: file == written)
-        for file in files:  # the data first, so that the model never points at missing weights
-            os.replace(file, path.parent / file.name)
+        _move_beside(written, path)
+
+
+def _move_beside(written: Path, path: Path) -> None:
+    """Move a file to `path` and its data beside it; where one fails, all is as it was before."""
+    with ExitStack() as undo:
+        # The data first, so that the model never points at missing weights.
+        for data in [file for file in written.parent.iterdir() if file != written]:
+            place, old = path.with_name(data.name), data.with_name(f"{data.name}.old")
+            if place.exists():
+                os.replace(place, old)
+                undo.callback(os.replace, old, place)
+            else:
+                undo.callback(place.unlink, missing_ok=True)
+            os.replace(data, place)
+        os.replace(written, path)
+        undo.pop_all()
 
 
 def summarize(path: Path) -> tuple[int | None, tuple[int, int, dict[str, int]]]:
@@ -203,8 +217,13 @@ def summarize(path: Path) -> tuple[int | None, tuple[int, int, dict[str, int]]]:
     opset = next(
         (item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), None
     )
-    external = path.with_name(path.name + ".data")
-    size = path.stat().st_size + (external.stat().st_size if external.exists() else 0)
+    external = {
+        path.with_name(entry.value)
+        for initializer in model.graph.initializer
+        for entry in initializer.external_data
+        if entry.key == "location"
+    }
+    size = sum(file.stat().st_size for file in (path, *external) if file.exists())
     return opset, (size, len(model.graph.node), ops)
 
 

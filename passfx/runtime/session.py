@@ -43,7 +43,8 @@ def require_onnxruntime() -> Any:
 def open_session(path: Path) -> Session:
     """A session on the CPU provider, or on onnx's reference evaluator where it lacks a kernel.
 
-    ONNX Runtime has no CPU kernels for, among others, convolutions in float64 and bfloat16.
+    ONNX Runtime has no CPU kernels for, among others, convolutions in float64 and bfloat16, and it
+    exchanges no bfloat16 with numpy.
 
     Raises:
         RuntimeUnavailableError: onnxruntime is not installed.
@@ -58,6 +59,9 @@ def open_session(path: Path) -> Session:
     except Exception as error:
         if "NOT_IMPLEMENTED" not in str(error) and "NotImplemented" not in type(error).__name__:
             raise
+        return _ReferenceSession(path)
+    ends = [*session.get_inputs(), *session.get_outputs()]
+    if any(item.type == "tensor(bfloat16)" for item in ends):
         return _ReferenceSession(path)
     return _OrtSession(session)
 

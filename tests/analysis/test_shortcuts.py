@@ -401,7 +401,6 @@ AFFINE: dict[str, Callable[[Function, Tensor], Tensor]] = {
     "upsample bilinear": lambda m, x: F.interpolate(x, size=(7, 9), mode="bilinear"),
     "upsample bicubic": lambda m, x: F.interpolate(x, size=(7, 9), mode="bicubic"),
     "upsample linear": lambda m, x: F.interpolate(x.flatten(2), size=9, mode="linear"),
-    "dropout": lambda m, x: m.dropout(x),
     "clone": lambda m, x: x.clone(),
     "to": lambda m, x: x.to(torch.float64),
 }  # fmt: skip

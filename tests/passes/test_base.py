@@ -25,10 +25,9 @@ class Net(nn.Module):
         self.conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
         self.plain = nn.Conv2d(3, 4, 3)
         self.norm = nn.BatchNorm2d(4)
-        self.dropout = nn.Dropout()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.dropout(self.norm(self.plain(x))).relu().clamp(max=6.0)
+        y = (self.norm(self.plain(x)) / 1.0).relu().clamp(max=6.0)
         return y + self.conv(x).sin() + self.conv(x).sin()
 
 
