@@ -204,10 +204,11 @@ def quiet() -> Iterator[None]:
 
 def _functionalize(program: ExportedProgram, model: str) -> ExportedProgram:
     try:
-        return program.run_decompositions({})
+        functional: ExportedProgram = program.run_decompositions({})
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise CaptureError(f"{model} cannot be made functional: {reason}") from error
+    return functional
 
 
 def _explain(

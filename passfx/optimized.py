@@ -205,7 +205,10 @@ def optimize_model(
         captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
     with timed(seconds, "passes"):
         module, runs = optimize_graph(
-            captured, choose_passes(plan.skip, plan.only), verify=plan.verify, progress=progress
+            captured,
+            choose_passes(plan.skip, plan.only, plan.target),
+            verify=plan.verify,
+            progress=progress,
         )
     InputCheck.of(captured, module).attach(module)
     found = shortcut_analysis.find_shortcuts(captured.graph_module)

@@ -28,8 +28,10 @@ class PassRun:
     refusals: list[Refusal] = field(default_factory=list)
 
 
-def choose_passes(skip: Collection[str] = (), only: Collection[str] | None = None) -> list[Pass]:
-    """The passes to run, in order.
+def choose_passes(
+    skip: Collection[str] = (), only: Collection[str] | None = None, target: str = "cpu"
+) -> list[Pass]:
+    """The passes to run for a target, in order.
 
     Raises:
         SourceError: a name is no pass's name.
@@ -39,7 +41,7 @@ def choose_passes(skip: Collection[str] = (), only: Collection[str] | None = Non
         if name not in names:
             raise SourceError(f"there is no pass {name!r}; the passes are {', '.join(names)}")
     chosen = [name for name in names if name not in skip and (only is None or name in only)]
-    return [kind() for kind in PASSES if kind.name in chosen]
+    return [kind.for_target(target) for kind in PASSES if kind.name in chosen]
 
 
 def run_passes(

@@ -84,18 +84,25 @@ def _draw_inputs(edit: Edit) -> Iterator[dict[Node, Any]]:
     reads += edit.replacements.values()
     frontier = sorted({read for read in reads if read not in inside and not is_constant(read)})
     generator = torch.Generator().manual_seed(_SEED)
-    for shapes in _shapes(frontier, inside):
+    for shapes in _shapes(frontier, inside, edit.match.any_size):
         yield {
             node: _draw(value(node), shape, generator)
             for node, shape in zip(frontier, shapes, strict=True)
         }
 
 
-def _shapes(frontier: Sequence[Node], inside: set[Node]) -> Iterator[list[tuple[int, ...]]]:
+def _shapes(
+    frontier: Sequence[Node], inside: set[Node], any_size: bool
+) -> Iterator[list[tuple[int, ...]]]:
     """The shapes to try: small ones where the operators allow it, else the captured ones."""
     captured = [tuple(map(hint, getattr(value(node), "shape", ()))) for node in frontier]
     calls = [node for node in inside if not is_constant(node)]
-    if len(frontier) != 1 or not calls or not all(is_call(node, *_ANY_SIZE) for node in calls):
+    if (
+        not any_size
+        or len(frontier) != 1
+        or not calls
+        or not all(is_call(node, *_ANY_SIZE) for node in calls)
+    ):
         yield captured
         return
     convs = [arguments(node) for node in calls if is_call(node, *_CONVS)]
@@ -103,7 +110,7 @@ def _shapes(frontier: Sequence[Node], inside: set[Node]) -> Iterator[list[tuple[
     if spatial is None:  # linear layers and elementwise operators: any axis may be the channels
         yield captured
         return
-    reach = max(_reach(bound) for bound in convs)
+    reach = max(_needed(node, list(inside)) for node in frontier)
     for extents in ((0, 0, 0), (1, 3, 2), (4, 1, 3)):
         sizes = tuple(reach + extent for extent in extents[:spatial])
         yield [
@@ -121,14 +128,30 @@ def _spatial_dims(bound: dict[str, Any]) -> int:
     return weight.ndim - 2
 
 
+def _needed(source: Node, inside: list[Node]) -> int:
+    """The smallest size of `source` from which every node inside has a result."""
+    needed = dict.fromkeys([source, *inside], 1)
+    for node in sorted(inside, reverse=True):
+        size = needed[node]
+        if is_call(node, *_CONVS):
+            bound = arguments(node)
+            size = max(_ints(bound["stride"])) * (size - 1) + _reach(bound)
+        for read in node.all_input_nodes:
+            needed[read] = max(needed.get(read, 1), size)
+    return needed[source]
+
+
 def _reach(bound: dict[str, Any]) -> int:
     """The largest extent of a convolution's kernel, dilation included."""
     weight = tensor(bound["weight"])
     assert weight is not None
-    dilation = bound["dilation"]
-    steps = dilation if isinstance(dilation, list | tuple) else [dilation]
-    steps = list(steps) * (weight.ndim - 2) if len(steps) == 1 else steps
+    steps = _ints(bound["dilation"])
+    steps = steps * (weight.ndim - 2) if len(steps) == 1 else steps
     return max(int(step) * (tap - 1) + 1 for step, tap in zip(steps, weight.shape[2:], strict=True))
+
+
+def _ints(given: Any) -> list[int]:
+    return list(given) if isinstance(given, list | tuple) else [given]
 
 
 def _draw(fake: Any, shape: tuple[int, ...], generator: torch.Generator) -> Any:

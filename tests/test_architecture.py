@@ -24,7 +24,7 @@ ROOMS = (
     ("convert",),
     ("cli",),
 )
-# Passes certify their rewrites by default; the report holds what is to its left.
+# Passes certify their rewrites by default.
 ALLOWED = {("passes", "verify")}
 # `optimized` is the public face of the rooms that need onnx: importing passfx must stay light.
 HEAVY = {"onnx", "onnxruntime", "onnx_ir", "onnxscript", "ml_dtypes", "rich", "click", "timm",

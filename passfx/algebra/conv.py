@@ -1,12 +1,238 @@
-"""Convolutions as float64 tensors.
+"""The affine convolution form, and the algebra that every collapse is made of.
 
-A convolution of any number of spatial dimensions has weight [out, in / groups, *kernel]; a
-transposed one has weight [in, out / groups, *kernel]. The bias has shape [out].
+    y[n, o, p] = bias[o] + Σ_{c, t} weight[o, c, t] · x0[n, c, stride·p − low + dilation·t]
+
+with x0 = x extended by zeros, in any number of spatial dimensions, with groups; with no spatial
+dimension it is a linear layer. Identity, norms, scales, average pools, zero pads, crops and strided
+slices are all of this form. Two forms are aligned by the offsets of their taps (`Axis`), never by
+the middle of their kernels. All arithmetic is float64.
 """
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from passfx.algebra.channel import ChannelAffine
+from passfx.algebra.geometry import Axis, Geometry
+
+
+@dataclass(frozen=True)
+class Conv:
+    """An affine convolution: `weight` [out, in / groups, *kernel] and `bias` [out], float64.
+
+    `then` and `plus` are exact where `geometry.then_failure` and `plus_failure` give no reason.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    axes: tuple[Axis, ...]
+    groups: int = 1
+
+    @property
+    def geometry(self) -> Geometry:
+        """The shape of the form."""
+        return Geometry(
+            self.weight.shape[1] * self.groups,
+            self.weight.shape[0],
+            self.axes,
+            self.groups,
+            bool(self.bias.any()),
+        )
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether the form is a per-channel affine map."""
+        return self.groups == self.bias.numel() == self.weight.numel() and all(
+            axis == Axis() for axis in self.axes
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the form to [batch, in, *sizes], in float64."""
+        x = x.double()
+        if not self.axes:
+            return functional.linear(x, self.densify().weight, self.bias)
+        for dim, axis in enumerate(self.axes, start=2):
+            pads = [0, 0] * (x.ndim - 1 - dim) + [max(0, axis.low), max(0, axis.high)]
+            x = functional.pad(x, pads)
+            x = x.narrow(
+                dim, max(0, -axis.low), x.shape[dim] - max(0, -axis.low) - max(0, -axis.high)
+            )
+        run = (functional.conv1d, functional.conv2d, functional.conv3d)[len(self.axes) - 1]
+        stride, dilation = (
+            [getattr(a, name) for a in self.axes] for name in ("stride", "dilation")
+        )
+        return run(x, self.weight, self.bias, stride, 0, dilation, self.groups)
+
+    def then(self, after: "Conv") -> "Conv":
+        """`after` applied to the result of `self`.
+
+        W[o, c] = Σ_m W2[o, m] · W1[m, c] for every pair of taps, bias = b2 + Σ_{m, t} W2 · b1.
+        """
+        if after.is_pointwise:
+            return self.scaled(ChannelAffine(after.weight.reshape(-1), after.bias))
+        shape = self.geometry.then(after.geometry)
+        groups = shape.groups
+        w1 = _by_group(self.densify(groups).weight, groups)
+        w2 = _by_group(after.densify(groups).weight, groups)
+        weight = w1.new_zeros(groups, w2.shape[1], w1.shape[2], *shape.kernel)
+        columns = w2.reshape(*w2.shape[:3], -1)
+        for number, taps in enumerate(product(*map(range, after.geometry.kernel))):
+            window = tuple(
+                axis.position(first, offset=first.stride * (second.first + second.dilation * tap))
+                for axis, first, second, tap in zip(
+                    shape.axes, self.axes, after.axes, taps, strict=True
+                )
+            )
+            mixed = torch.einsum("gom,gmc...->goc...", columns[..., number], w1)
+            _window(weight, window).add_(mixed)
+        summed = columns.sum(-1)
+        carried = torch.einsum("gom,gm->go", summed, self.bias.reshape(groups, -1))
+        return Conv(weight.flatten(0, 1), after.bias + carried.reshape(-1), shape.axes, groups)
+
+    def plus(self, other: "Conv") -> "Conv":
+        """The sum of two forms of one input."""
+        shape = self.geometry.plus(other.geometry)
+        forms = self.densify(shape.groups), other.densify(shape.groups)
+        weight = self.weight.new_zeros(*forms[0].weight.shape[:2], *shape.kernel)
+        for form in forms:
+            window = tuple(a.position(b) for a, b in zip(shape.axes, form.axes, strict=True))
+            _window(weight, window).add_(form.weight)
+        return Conv(weight, self.bias + other.bias, shape.axes, shape.groups)
+
+    def scaled(self, after: ChannelAffine) -> "Conv":
+        """The form followed by a per-channel affine map of its outputs; always exact."""
+        scale = after.scale.reshape(-1, *(1,) * (self.weight.ndim - 1))
+        bias = self.bias * after.scale + after.shift
+        return replace(self, weight=self.weight * scale, bias=bias)
+
+    def split(self, sizes: Sequence[int]) -> list["Conv"]:
+        """The forms of consecutive ranges of output channels."""
+        dense = self.densify()
+        parts = (torch.split(item, list(sizes)) for item in (dense.weight, dense.bias))
+        pairs = zip(*parts, strict=True)
+        return [replace(dense, weight=weight, bias=bias) for weight, bias in pairs]
+
+    def densify(self, groups: int = 1) -> "Conv":
+        """The same form with fewer groups, which must divide the present ones."""
+        if groups == self.groups:
+            return self
+        blocks = self.groups // groups
+        w = self.weight.reshape(groups, blocks, -1, *self.weight.shape[1:])
+        dense = w.new_zeros(groups, blocks, w.shape[2], blocks, *w.shape[3:])
+        index = torch.arange(blocks)
+        dense[:, index, :, index] = w.transpose(0, 1)
+        return replace(self, weight=dense.flatten(0, 2).flatten(1, 2), groups=groups)
+
+    def regroup(self) -> "Conv":
+        """The same form with as many groups as its zeros allow."""
+        shape = self.geometry
+        used = self.weight.flatten(2).any(-1) if self.axes else self.weight != 0
+        common = math.gcd(shape.channels_in, shape.channels_out)
+        for groups in range(common, self.groups, -1):
+            if common % groups or groups % self.groups:
+                continue
+            if int(self._diagonal(used, groups).sum()) == int(used.sum()):
+                return replace(self, weight=self._diagonal(self.weight, groups), groups=groups)
+        return self
+
+    def _diagonal(self, weight: Tensor, groups: int) -> Tensor:
+        """The blocks of a weight that remain if it is split into more groups."""
+        blocks = groups // self.groups
+        shape = self.geometry
+        out, inside = shape.channels_out // groups, shape.channels_in // groups
+        w = weight.reshape(self.groups, blocks, out, blocks, inside, *weight.shape[2:])
+        index = torch.arange(blocks)
+        return w[:, index, :, index].transpose(0, 1).flatten(0, 2)
+
+    def crop(self) -> "Conv":
+        """Drop outer taps that are zero everywhere, and write regular gaps as dilation."""
+        form = self
+        taps = self.weight.flatten(0, 1).any(0)
+        for number, axis in enumerate(self.axes):
+            others = [dim for dim in range(len(self.axes)) if dim != number]
+            line = taps.sum(others) if others else taps
+            used = line.nonzero().flatten().tolist() or [0]
+            if len(used) == axis.taps:
+                continue
+            first, last = used[0], used[-1]
+            jump = math.gcd(*(tap - first for tap in used)) or 1
+            kept = torch.arange(first, last + 1, jump)
+            cropped = Axis(
+                len(kept),
+                axis.stride,
+                axis.low - axis.dilation * first,
+                axis.high - axis.dilation * (axis.taps - 1 - last),
+                axis.dilation * jump if len(kept) > 1 else 1,
+            )
+            form = form._with_axis(number, cropped, form.weight.index_select(number + 2, kept))
+        return form
+
+    def normalized(self) -> "Conv":
+        """The same form cropped, and with zero taps in place of negative padding."""
+        form = self.crop()
+        for number, axis in enumerate(form.axes):
+            if axis.low >= 0 and axis.high >= 0:
+                continue
+            first, last = min(axis.first, 0), axis.last - min(axis.high, 0)
+            step = math.gcd(axis.step, axis.first - first, last - axis.last) or 1
+            wide = Axis((last - first) // step + 1, axis.stride, -first, max(axis.high, 0), step)
+            shape = list(form.weight.shape)
+            shape[number + 2] = wide.taps
+            weight = form.weight.new_zeros(shape)
+            weight.movedim(number + 2, 0)[wide.position(axis)] = form.weight.movedim(number + 2, 0)
+            form = form._with_axis(number, wide, weight)
+        return form
+
+    def _with_axis(self, number: int, axis: Axis, weight: Tensor) -> "Conv":
+        axes = (*self.axes[:number], axis, *self.axes[number + 1 :])
+        return replace(self, weight=weight, axes=axes)
+
+
+def _window(weight: Tensor, window: tuple[slice, ...]) -> Tensor:
+    """The taps of a weight in a window, as a view."""
+    return weight[(slice(None),) * (weight.ndim - len(window)) + window]
+
+
+def _by_group(weight: Tensor, groups: int) -> Tensor:
+    return weight.reshape(groups, -1, *weight.shape[1:])
+
+
+def cat(forms: Sequence[Conv]) -> Conv:
+    """The forms of one input with their outputs stacked, aligned as in `plus`."""
+    total, at, result = sum(form.bias.numel() for form in forms), 0, None
+    for form in map(Conv.densify, forms):
+        rows = slice(at, at + form.bias.numel())
+        weight = form.weight.new_zeros(total, *form.weight.shape[1:])
+        bias = form.bias.new_zeros(total)
+        weight[rows], bias[rows] = form.weight, form.bias
+        placed = replace(form, weight=weight, bias=bias)
+        result, at = placed if result is None else result.plus(placed), rows.stop
+    assert result is not None
+    return result
+
+
+def pointwise(affine: ChannelAffine, axes: int) -> Conv:
+    """A per-channel affine map (a norm, a scale, a bias) over `axes` spatial dimensions."""
+    weight = affine.scale.reshape(-1, *(1,) * (axes + 1))
+    return Conv(weight, affine.shift, (Axis(),) * axes, weight.shape[0])
+
+
+def identity(channels: int, axes: Sequence[Axis]) -> Conv:
+    """y = x, with the padding, cropping and stride of `axes`, which have one tap each."""
+    weight = torch.ones(channels, 1, *(1,) * len(axes), dtype=torch.float64)
+    return Conv(weight, weight.new_zeros(channels), tuple(axes), channels)
+
+
+def average_pool(channels: int, axes: Sequence[Axis], divisor: int) -> Conv:
+    """An average pool that divides every window by the same number."""
+    kernel = [axis.taps for axis in axes]
+    weight = torch.full((channels, 1, *kernel), 1 / divisor, dtype=torch.float64)
+    return Conv(weight, weight.new_zeros(channels), tuple(axes), channels)
 
 
 def then_channel(

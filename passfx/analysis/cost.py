@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, ops
 from torch.fx import GraphModule, Node
 
+from passfx.algebra.geometry import Geometry
 from passfx.graph.query import (
     arguments,
     constant,
@@ -109,3 +110,38 @@ def _einsum_macs(node: Node, out: Tensor) -> int:
         sizes.update(zip(left, shape, strict=False))
         sizes.update(zip(right[::-1], shape[::-1], strict=False))
     return _elements(out) * math.prod(size for name, size in sizes.items() if name not in kept)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a device can do: multiply-accumulates and bytes per second, seconds a launch."""
+
+    macs: float
+    bandwidth: float
+    launch: float
+
+    def seconds(self, macs: float, moved: float) -> float:
+        """The predicted time of one operator: a roofline, and a launch."""
+        return max(macs / self.macs, moved / self.bandwidth) + self.launch
+
+
+PROFILES = {
+    "cpu": Profile(macs=5e10, bandwidth=2e10, launch=5e-6),
+    "cuda": Profile(macs=2e13, bandwidth=2e12, launch=4e-6),
+}
+
+
+def node_seconds(node: Node, profile: Profile) -> float:
+    """The predicted time of an operator as it stands."""
+    tensors = [item for item in map(tensor, [node, *node.all_input_nodes]) if item is not None]
+    return profile.seconds(macs(node), sum(_elements(t) * t.element_size() for t in tensors))
+
+
+def form_seconds(geometry: Geometry, source: Node, node: Node, profile: Profile) -> float:
+    """The predicted time of one operator that computes `node` from `source` in this shape."""
+    x, y = tensor(source), tensor(node)
+    assert x is not None
+    assert y is not None
+    per_output = geometry.channels_in // geometry.groups * math.prod(geometry.kernel)
+    moved = (_elements(x) + _elements(y) + geometry.channels_out * per_output) * y.element_size()
+    return profile.seconds(_elements(y) * per_output, moved)

@@ -57,6 +57,7 @@ class Match:
     nodes: tuple[Node, ...]
     what: str
     data: Any = None
+    any_size: bool = True
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """The passes, in the order in which they run."""
 
 from passfx.passes.base import Pass
+from passfx.passes.collapse import Collapse
 from passfx.passes.compose_clips import ComposeClips
 from passfx.passes.fold_constants import FoldConstants
 from passfx.passes.fold_norms import FoldNorms
@@ -13,6 +14,7 @@ PASSES: tuple[type[Pass], ...] = (
     FoldConstants,
     RemoveNoops,
     FoldNorms,
+    Collapse,
     ComposeClips,
     ShareCommon,
 )

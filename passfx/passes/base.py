@@ -8,7 +8,7 @@ works inside `torch.fx.passes.infra.pass_manager.PassManager`.
 
 import inspect
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
@@ -61,6 +61,11 @@ class Pass:
         editor = self.run(graph_module)
         editor.finish()
         return PassResult(graph_module, editor.modified)
+
+    @classmethod
+    def for_target(cls, target: str) -> Self:
+        """The pass for a target; most passes are the same for every one."""
+        return cls()
 
     @classmethod
     def explanation(cls) -> str:

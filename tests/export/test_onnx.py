@@ -200,8 +200,8 @@ def twice(module: Function, x: Tensor) -> Any:
         (lambda m, x: x * 2, [torch.tensor(3.0)]),
         (lambda m, x: x * 2, [torch.zeros(0, 3)]),
     ],
-    ids=["input", "input and more", "constant and more", "constant", "constant twice", "twice", "none", "nested none",
-         "integers and booleans", "scalar", "empty"],
+    ids=["input", "input and more", "constant and more", "constant", "constant twice", "twice",
+         "none", "nested none", "integers and booleans", "scalar", "empty"],
 )  # fmt: skip
 def test_unusual_results(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, body: Callable[..., Any], inputs: Any

@@ -1,0 +1,342 @@
+"""What each node is as an affine form of its input: the leaves that a collapse is made of.
+
+A form has `axes` spatial dimensions after batch and channels; with none, it is a linear map of the
+last axis. Its shape is known at once; its tensors are built when asked for.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, ops
+from torch.fx import Node
+
+from passfx.algebra.channel import ChannelAffine
+from passfx.algebra.conv import Conv, average_pool, identity, pointwise
+from passfx.algebra.geometry import Axis, Geometry
+from passfx.graph.query import arguments, constant, is_call, is_constant, same_sizes, tensor
+
+aten = ops.aten
+
+_CONVS = (aten.conv1d, aten.conv2d, aten.conv3d)
+_POOLS = (aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A node as an affine form of `source`: y = form(source)."""
+
+    source: Node
+    geometry: Geometry
+    build: Callable[[], Conv]
+
+    @property
+    def axes(self) -> int:
+        """The number of spatial dimensions; 0 for a map of the last axis."""
+        return len(self.geometry.axes)
+
+
+def spatial_sizes(node: Node, axes: int) -> tuple[int | None, ...]:
+    """The sizes of a node's last `axes` dimensions, None for a dynamic one."""
+    fake = tensor(node)
+    assert fake is not None
+    return tuple(size if isinstance(size, int) else None for size in fake.shape[fake.ndim - axes :])
+
+
+def channels(node: Node, axes: int) -> int | None:
+    """The size of the channel axis: the second before spatial dimensions, else the last."""
+    fake = tensor(node)
+    if fake is None or fake.ndim < 2 or (axes and fake.ndim != axes + 2):
+        return None
+    size = fake.shape[1 if axes else -1]
+    return size if isinstance(size, int) else None
+
+
+def forms(node: Node) -> Iterator[Form]:
+    """The forms of one node alone; a scale by one number has one for each layout.
+
+    A node that computes in another dtype than its input's, or with constants of another one, has
+    none: folding it would round elsewhere.
+    """
+    fake = tensor(node)
+    if not is_call(node) or fake is None or not fake.is_floating_point():
+        return
+    reads = [item for item in map(tensor, node.all_input_nodes) if item is not None]
+    if any(item.dtype != fake.dtype for item in reads):
+        return
+    if is_call(node, *_CONVS):
+        yield from _conv(node)
+    elif is_call(node, aten.linear):
+        yield from _linear(node)
+    elif is_call(node, aten.batch_norm):
+        yield from _batch_norm(node)
+    elif is_call(node, *_POOLS):
+        yield from _pool(node)
+    elif is_call(node, aten.constant_pad_nd, aten.pad):
+        yield from _pad(node)
+    elif is_call(node, aten.slice):
+        yield from _slice(node)
+    elif is_call(node, aten.mul, aten.div, aten.add, aten.sub, aten.rsub):
+        yield from _arithmetic(node)
+
+
+def _ints(given: Any, count: int) -> tuple[int, ...]:
+    items = tuple(given) if isinstance(given, list | tuple) else (given,)
+    return items * count if len(items) == 1 else items
+
+
+def _conv(node: Node) -> Iterator[Form]:
+    bound = arguments(node)
+    weight, bias = bound["weight"], bound["bias"]
+    source, fake = bound["input"], tensor(bound["input"])
+    if not is_constant(weight) or not (bias is None or is_constant(bias)) or fake is None:
+        return
+    kernel = constant(weight).shape[2:]
+    if fake.ndim != len(kernel) + 2:
+        return
+    stride, dilation = (_ints(bound[name], len(kernel)) for name in ("stride", "dilation"))
+    padding = bound["padding"]
+    if isinstance(padding, str):
+        spans = [step * (taps - 1) for step, taps in zip(dilation, kernel, strict=True)]
+        pads = [(span // 2, span - span // 2) if padding == "same" else (0, 0) for span in spans]
+    else:
+        pads = [(pad, pad) for pad in _ints(padding, len(kernel))]
+    axes = tuple(
+        Axis(taps, step, low, high, gap)
+        for taps, step, (low, high), gap in zip(kernel, stride, pads, dilation, strict=True)
+    )
+
+    def build() -> Conv:
+        return _layer(weight, bias, axes, bound["groups"])
+
+    yield _form(source, build, weight, bias, axes, bound["groups"])
+
+
+def _linear(node: Node) -> Iterator[Form]:
+    bound = arguments(node)
+    weight, bias = bound["weight"], bound["bias"]
+    if is_constant(weight) and (bias is None or is_constant(bias)):
+        yield _form(bound["input"], lambda: _layer(weight, bias, (), 1), weight, bias, (), 1)
+
+
+def _layer(weight: Node, bias: Node | None, axes: tuple[Axis, ...], groups: int) -> Conv:
+    w = constant(weight).double()
+    return Conv(
+        w, w.new_zeros(w.shape[0]) if bias is None else constant(bias).double(), axes, groups
+    ).crop()
+
+
+def _form(
+    source: Node,
+    build: Callable[[], Conv],
+    weight: Node,
+    bias: Node | None,
+    axes: tuple[Axis, ...],
+    groups: int,
+) -> Form:
+    w = constant(weight)
+    biased = bias is not None and bool(constant(bias).any())
+    geometry = Geometry(w.shape[1] * groups, w.shape[0], axes, groups, biased)
+    if math.prod(axis.taps for axis in axes) > 1 and bool((w == 0).any()):
+        geometry = build().geometry
+    return Form(source, geometry, build)
+
+
+def _pointwise(source: Node, affine: Callable[[], ChannelAffine], axes: int, biased: bool) -> Form:
+    count = channels(source, axes)
+    assert count is not None
+    geometry = Geometry(count, count, (Axis(),) * axes, count, biased)
+    return Form(source, geometry, lambda: pointwise(affine(), axes))
+
+
+def _batch_norm(node: Node) -> Iterator[Form]:
+    bound = arguments(node)
+    source = bound["input"]
+    names = ("weight", "bias", "running_mean", "running_var")
+    params = [bound[name] for name in names]
+    fake = tensor(source)
+    if bound["training"] or fake is None or any(not (p is None or is_constant(p)) for p in params):
+        return
+
+    def affine() -> ChannelAffine:
+        weight, bias, mean, var = (None if p is None else constant(p) for p in params)
+        assert mean is not None and var is not None
+        return ChannelAffine.batch_norm(weight, bias, mean, var, bound["eps"])
+
+    yield _pointwise(source, affine, max(0, fake.ndim - 2), bool(affine().shift.any()))
+
+
+def _arithmetic(node: Node) -> Iterator[Form]:
+    bound = arguments(node)
+    if bound.get("rounding_mode") is not None:
+        return
+    left, right = bound["self"], bound["other"]
+    alpha = float(bound.get("alpha", 1))
+    if is_call(node, aten.rsub):
+        left, right = right, left
+    if _is_constant_operand(right) and isinstance(left, Node):
+        source, other, scale, sign = left, right, 1.0, alpha
+        if is_call(node, aten.sub):
+            sign = -alpha
+    elif _is_constant_operand(left) and isinstance(right, Node):
+        source, other, scale, sign = right, left, alpha, 1.0
+        if is_call(node, aten.sub, aten.rsub):
+            scale = -alpha
+        if is_call(node, aten.div):
+            return
+    else:
+        return
+    out, fake = tensor(node), tensor(source)
+    if (
+        out is None
+        or fake is None
+        or out.dtype != fake.dtype
+        or not same_sizes(out.shape, fake.shape)
+    ):
+        return
+    multiplies = is_call(node, aten.mul, aten.div)
+
+    def operand() -> Tensor:
+        if isinstance(other, Node):
+            return constant(other).double()
+        return torch.tensor(float(other), dtype=torch.float64)
+
+    for axes in {0, max(0, fake.ndim - 2)}:
+        count = channels(source, axes)
+        if count is None or not _is_per_channel(other, fake.ndim, axes):
+            continue
+
+        def affine(count: int = count) -> ChannelAffine:
+            value = operand()
+            if multiplies:
+                value = value.reciprocal() if is_call(node, aten.div) else value
+                return ChannelAffine.scaling(value, count)
+            shift = ChannelAffine.shifting(sign * value, count)
+            return ChannelAffine.scaling(value.new_tensor(scale), count).then(shift)
+
+        yield _pointwise(source, affine, axes, not multiplies)
+
+
+def _is_constant_operand(item: Any) -> bool:
+    if isinstance(item, Node):
+        return is_constant(item)
+    return isinstance(item, int | float) and not isinstance(item, bool)
+
+
+def _is_per_channel(other: Any, ndim: int, axes: int) -> bool:
+    """Whether an operand, broadcast, is one number or one number per channel."""
+    if not isinstance(other, Node):
+        return True
+    fake = tensor(other)
+    assert fake is not None
+    shape = (1,) * (ndim - fake.ndim) + tuple(fake.shape)
+    channel = 1 if axes else ndim - 1
+    return all(size == 1 for dim, size in enumerate(shape) if dim != channel)
+
+
+def _pool(node: Node) -> Iterator[Form]:
+    bound = arguments(node)
+    source = bound["input"] if "input" in bound else bound["self"]
+    fake = tensor(source)
+    axes_count = 1 + _POOLS.index(node.target.overloadpacket)  # type: ignore[union-attr]
+    count = channels(source, axes_count)
+    if fake is None or count is None or bound["ceil_mode"]:
+        return
+    kernel = _ints(bound["kernel_size"], axes_count)
+    stride = _ints(bound["stride"] or bound["kernel_size"], axes_count)
+    padding = _ints(bound["padding"], axes_count)
+    if any(padding) and not bound["count_include_pad"]:
+        return
+    axes = tuple(
+        Axis(taps, step, pad, pad) for taps, step, pad in zip(kernel, stride, padding, strict=True)
+    )
+    divisor = bound.get("divisor_override") or math.prod(kernel)
+    geometry = Geometry(count, count, axes, count, False)
+    yield Form(source, geometry, lambda: average_pool(count, axes, divisor))
+
+
+def _pad(node: Node) -> Iterator[Form]:
+    bound = arguments(node)
+    source = bound["self"]
+    fake = tensor(source)
+    if (
+        fake is None
+        or bound.get("mode", "constant") != "constant"
+        or bound.get("value") not in (None, 0, 0.0)
+    ):
+        return
+    amounts = bound["pad"]
+    axes_count = fake.ndim - 2
+    count = channels(source, axes_count) if axes_count > 0 else None
+    if (
+        count is None
+        or len(amounts) > 2 * axes_count
+        or not all(isinstance(a, int) for a in amounts)
+    ):
+        return
+    pairs = [(amounts[i], amounts[i + 1]) for i in range(0, len(amounts), 2)]
+    pairs += [(0, 0)] * (axes_count - len(pairs))
+    yield _moved(source, tuple(Axis(1, 1, low, high) for low, high in reversed(pairs)), count)
+
+
+def _slice(node: Node) -> Iterator[Form]:
+    bound = arguments(node)
+    source = bound["self"]
+    fake, out = tensor(source), tensor(node)
+    if fake is None or out is None:
+        return
+    axes_count = fake.ndim - 2
+    dim = bound["dim"] % fake.ndim
+    count = channels(source, axes_count) if axes_count > 0 else None
+    size, result = fake.shape[dim], out.shape[dim]
+    if (
+        count is None
+        or dim < 2
+        or not isinstance(size, int)
+        or not isinstance(result, int)
+        or result < 1
+    ):
+        return
+    start, step = bound["start"] or 0, bound["step"]
+    if not isinstance(start, int) or not isinstance(step, int):
+        return
+    start = max(0, start + size if start < 0 else min(start, size))
+    high = step * (result - 1) + 1 - size + start
+    axes = [Axis()] * axes_count
+    axes[dim - 2] = Axis(1, step, -start, high)
+    yield _moved(source, tuple(axes), count)
+
+
+def _moved(source: Node, axes: tuple[Axis, ...], count: int) -> Form:
+    return Form(source, Geometry(count, count, axes, count, False), lambda: identity(count, axes))
+
+
+def identity_form(node: Node, axes: int) -> Form | None:
+    """A node as the identity of itself, in a layout; None where it has no such layout."""
+    count = channels(node, axes)
+    return None if count is None else _moved(node, (Axis(),) * axes, count)
+
+
+def compose(first: Form, after: Form) -> Form:
+    """`after`, a form of the node that `first` stands for, as a form of the source of `first`."""
+    return replace(
+        first,
+        geometry=first.geometry.then(after.geometry),
+        build=lambda: first.build().then(after.build()),
+    )
+
+
+def add(a: Form, b: Form, scale: float) -> Form:
+    """a + scale · b, two forms of one source."""
+
+    def build() -> Conv:
+        right = b.build()
+        if scale != 1:
+            right = right.scaled(
+                ChannelAffine.scaling(torch.tensor(scale, dtype=torch.float64), right.bias.numel())
+            )
+        return a.build().plus(right)
+
+    return replace(a, geometry=a.geometry.plus(b.geometry), build=build)

@@ -1,0 +1,120 @@
+"""Affine regions into fewer, cheaper operators."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, ops
+from torch.fx import Graph, Node
+
+from passfx.algebra.conv import Conv
+from passfx.analysis.cost import PROFILES
+from passfx.analysis.regions import cheapest_cover
+from passfx.graph.editor import Editor, Match, refuse
+from passfx.graph.query import is_call, module_path, op_name, tensor
+from passfx.passes.base import Found, Pass
+
+aten = ops.aten
+
+_CONVS = (aten.conv1d, aten.conv2d, aten.conv3d)
+
+
+@dataclass(frozen=True)
+class Collapse(Pass):
+    """Collapse every affine region into the operators that take the least predicted time.
+
+    Convolutions, linear layers, norms in eval mode, scales, biases, average pools, zero pads,
+    crops, and sums of them are one algebra: each is y = W·x + b with a kernel, a stride and a
+    padding. Chains are composed and branches of one input are added, wherever that is exact for
+    the sizes at hand and predicted to be faster on the target: conv + norm, RepVGG and MobileOne
+    branches, skip paths, LayerScale, pad + conv. A composition that costs more than its parts,
+    such as depthwise then pointwise, is left apart.
+
+    Kept, or refused:
+    1. a value that is read outside its region, or is an output of the model, stays;
+    2. after padding that reads zeros where the operator before, past the border, has values;
+    3. a bias that would leak over a zero border;
+    4. a collapse that is predicted to be slower, with the figures;
+    5. norms on the statistics of the batch, pools that count no padding or round sizes up,
+       constants of another dtype, and weights that are computed from inputs are not affine.
+    """
+
+    name: ClassVar[str] = "collapse"
+
+    target: str = "cpu"
+
+    @classmethod
+    def for_target(cls, target: str) -> Self:
+        return cls(target)
+
+    def matches(self, graph: Graph) -> Iterator[Found]:
+        cover = cheapest_cover(graph, PROFILES[self.target])
+        for node, reason in (*cover.inexact, *cover.costly):
+            yield refuse(node, reason)
+        for node, candidate in cover.chosen:
+            nodes = tuple(sorted(candidate.span))
+            what = f"{', '.join(map(op_name, nodes))} as one operator"
+            yield Match(node, nodes, what, candidate.form, candidate.any_size)
+
+    def rewrite(self, editor: Editor, match: Match) -> Node:
+        conv: Conv = match.data.build().regroup().normalized()
+        source: Node = match.data.source
+        layers = [item for item in match.nodes if is_call(item, *_CONVS, aten.linear)]
+        path = module_path(layers[0] if layers else match.at)
+        fake = tensor(match.at)
+        assert fake is not None
+
+        def attach(name: str, exact: Tensor) -> Node:
+            return editor.constant(exact, fake.dtype, f"{path}.{name}" if path else name)
+
+        if conv.is_pointwise:
+            return _emit_pointwise(editor, attach, conv, source)
+        weight = attach("weight", conv.weight if conv.axes else conv.densify().weight)
+        bias = attach("bias", conv.bias) if bool(conv.bias.any()) else None
+        if not conv.axes:
+            return editor.call(aten.linear.default, source, weight, bias)
+        return _emit_conv(editor, conv, source, weight, bias)
+
+
+def _emit_conv(editor: Editor, conv: Conv, source: Node, weight: Node, bias: Node | None) -> Node:
+    """A convolution, after a pad for what its padding on the two sides differs by."""
+    padding = [min(axis.low, axis.high) for axis in conv.axes]
+    uneven = [
+        amount
+        for axis, pad in zip(reversed(conv.axes), reversed(padding), strict=True)
+        for amount in (axis.low - pad, axis.high - pad)
+    ]
+    if any(uneven):
+        source = editor.call(aten.constant_pad_nd.default, source, uneven, 0.0)
+    return editor.call(
+        _CONVS[len(conv.axes) - 1].default,
+        source,
+        weight,
+        bias,
+        [axis.stride for axis in conv.axes],
+        padding,
+        [axis.dilation for axis in conv.axes],
+        conv.groups,
+    )
+
+
+def _emit_pointwise(
+    editor: Editor, attach: Callable[[str, Tensor], Node], conv: Conv, source: Node
+) -> Node:
+    """A per-channel map: nothing, a product, a sum, or a norm that is both."""
+    scale, shift = conv.weight.reshape(-1), conv.bias
+    shape = (-1, *(1,) * len(conv.axes))
+    scaled, shifted = bool((scale != 1).any()), bool(shift.any())
+    fake = tensor(source)
+    assert fake is not None
+    if scaled and shifted and (conv.axes or fake.ndim == 2):
+        values = (scale, shift, torch.zeros_like(scale), torch.ones_like(scale))
+        names = ("weight", "bias", "running_mean", "running_var")
+        nodes = map(attach, names, values)
+        return editor.call(aten.batch_norm.default, source, *nodes, False, 0.0, 0.0, False)
+    if scaled:
+        source = editor.call(aten.mul.Tensor, source, attach("scale", scale.reshape(shape)))
+    if shifted:
+        source = editor.call(aten.add.Tensor, source, attach("shift", shift.reshape(shape)))
+    return source
