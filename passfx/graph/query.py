@@ -70,7 +70,10 @@ def tensor(node: Any) -> torch.Tensor | None:
 
 def hint(size: Size) -> int:
     """A size as a number: for a dynamic one, that of the captured example."""
-    return size if isinstance(size, int) else int(size.node.hint)
+    if isinstance(size, int):
+        return size
+    example: Any = size.node.hint
+    return int(example)
 
 
 def same_sizes(a: Iterable[Size], b: Iterable[Size]) -> bool:
