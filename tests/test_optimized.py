@@ -24,7 +24,7 @@ from passfx.errors import ExportError, RuntimeUnavailableError, SourceError, Ver
 from passfx.graph.editor import Editor, Match
 from passfx.graph.query import is_call
 from passfx.optimized import Optimized
-from passfx.passes.fold_norms import FoldNorms
+from passfx.passes.collapse import Collapse
 from passfx.verify import relative_error
 from tests.helpers import ops, randomize
 
@@ -435,18 +435,18 @@ def test_pass_transformer(block: Block, image: Tensor) -> None:
 
 
 def test_skip_and_only(block: Block, image: Tensor) -> None:
-    skipped = passfx.optimize(block, (image,), skip=["fold-norms", "collapse"]).report
+    skipped = passfx.optimize(block, (image,), skip=["collapse"]).report
     assert skipped.after.ops["batch_norm"] == 2
-    assert "fold-norms" not in [item.name for item in skipped.passes]
-    alone = passfx.optimize(block, (image,), only=["fold-norms"]).report
-    assert [item.name for item in alone.passes] == ["fold-norms"]
+    assert "collapse" not in [item.name for item in skipped.passes]
+    alone = passfx.optimize(block, (image,), only=["collapse"]).report
+    assert [item.name for item in alone.passes] == ["collapse"]
     assert "batch_norm" not in alone.after.ops
     other = passfx.optimize(block, (image,), only=["compose-clips", "share-common"]).report
     assert [item.name for item in other.passes] == ["compose-clips", "share-common"]
     assert other.after == other.before
 
 
-@pytest.mark.parametrize("options", [{"skip": ["nope"]}, {"only": ["fold-norms", "nope"]}])
+@pytest.mark.parametrize("options", [{"skip": ["nope"]}, {"only": ["collapse", "nope"]}])
 def test_unknown_pass(block: Block, image: Tensor, options: Any) -> None:
     with pytest.raises(SourceError, match="no pass 'nope'; the passes are remove-unused,"):
         passfx.optimize(block, (image,), **options)
@@ -459,29 +459,29 @@ def test_unknown_target(block: Block, image: Tensor) -> None:
 
 def test_verify_false_proves_nothing(block: Block, image: Tensor) -> None:
     report = passfx.optimize(block, (image,), verify=False).report
-    (fold,) = (item for item in report.passes if item.name == "fold-norms")
+    (fold,) = (item for item in report.passes if item.name == "collapse")
     assert report.parity is None
     assert [item.error for item in fold.rewrites] == [None, None]
     proven = passfx.optimize(block, (image,)).report
-    (fold,) = (item for item in proven.passes if item.name == "fold-norms")
+    (fold,) = (item for item in proven.passes if item.name == "collapse")
     assert all(item.error is not None and item.error < 1e-12 for item in fold.rewrites)
     assert proven.parity is not None and proven.parity.provider == "torch" and proven.parity.passed
 
 
 def spoil_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make fold-norms wrong: the norm is left out."""
+    """Make collapse wrong: the norm is left out."""
 
-    def rewrite(self: FoldNorms, editor: Editor, match: Match) -> Any:
+    def rewrite(self: Collapse, editor: Editor, match: Match) -> Any:
         return editor.call(match.nodes[0].target, *match.nodes[0].args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(FoldNorms, "rewrite", rewrite)
+    monkeypatch.setattr(Collapse, "rewrite", rewrite)
 
 
 def test_wrong_pass_is_undone(block: Block, image: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil_norms(monkeypatch)
-    optimized = passfx.optimize(block, (image,), skip=["collapse"])
+    optimized = passfx.optimize(block, (image,))
     assert optimized.report.after.ops["batch_norm"] == 2
-    (fold,) = (item for item in optimized.report.passes if item.name == "fold-norms")
+    (fold,) = (item for item in optimized.report.passes if item.name == "collapse")
     assert not fold.rewrites
     assert all(item.reason.startswith("undone") for item in fold.refusals)
     with torch.no_grad():

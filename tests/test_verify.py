@@ -12,14 +12,15 @@ from torch.export import Dim
 from torch.fx import Node
 from torch.nn import functional
 
-from passfx.algebra import conv
 from passfx.algebra.channel import ChannelAffine
+from passfx.algebra.conv import Conv
+from passfx.algebra.geometry import Axis
 from passfx.capture import Captured
 from passfx.graph.editor import Editor, Match
 from passfx.graph.evaluate import run_flat
 from passfx.graph.query import arguments, constant, is_call
 from passfx.passes import Pass
-from passfx.passes.fold_norms import FoldNorms
+from passfx.passes.collapse import Collapse
 from passfx.passes.remove_noops import RemoveNoops
 from passfx.pipeline import choose_passes, optimize_graph
 from passfx.verify import draw_samples, parity, relative_error
@@ -95,14 +96,9 @@ def fold(change: Callable[[ChannelAffine, dict[str, Any]], ChannelAffine]) -> Re
         names = ("weight", "bias", "running_mean", "running_var")
         parameters = [constant(norm[name]) for name in names]
         after = change(ChannelAffine.batch_norm(*parameters, norm["eps"]), norm)
-        folded = conv.then_channel(
-            constant(convolution["weight"]),
-            constant(convolution["bias"]),
-            after,
-            groups=convolution["groups"],
-            transposed=False,
-        )
-        for name, exact in zip(("weight", "bias"), folded, strict=True):
+        weight, bias = (constant(convolution[name]).double() for name in ("weight", "bias"))
+        folded = Conv(weight, bias, (Axis(3, 1, 1, 1),) * 2).scaled(after)
+        for name, exact in (("weight", folded.weight), ("bias", folded.bias)):
             dtype = constant(convolution[name]).dtype
             convolution[name] = editor.constant(exact, dtype, name)
         return editor.call(aten.conv2d.default, *convolution.values())
@@ -159,7 +155,7 @@ def test_conversion_goes_on_without_the_wrong_rewrite(change: Callable[..., Chan
     graph_module, (first, *others) = optimize_graph(captured(model, x), [wrong, *choose_passes()])
     assert first.rewrites == [] and len(first.refusals) == 1 and not first.rolled_back
     assert count(graph_module) == {"conv2d": 1, "relu": 1}
-    assert [len(run.rewrites) for run in others if run.name == "fold-norms"] == [1]
+    assert [len(run.rewrites) for run in others if run.name == "collapse"] == [1]
     assert_preserves(graph_module, model, [x], 1e-12)
 
 
@@ -296,9 +292,9 @@ def test_a_folded_value_that_overflows_half_precision_is_undone() -> None:
         model.conv.weight.fill_(60.0)
         model.norm.weight.fill_(4e4)
     x = torch.randn(2, 4, 8, 8)
-    reason = refused(FoldNorms(), model.half(), x.half())
+    reason = refused(Collapse(), model.half(), x.half())
     assert reason == "undone: a folded value overflows torch.float16"
-    assert proven(FoldNorms(), model.float(), x) <= 1e-14
+    assert proven(Collapse(), model.float(), x) <= 1e-14
 
 
 # Rewrites that are right, and must not be refused
@@ -314,7 +310,7 @@ class Unbatched(nn.Module):
 
 
 def test_a_fold_is_proven_on_an_input_without_a_batch() -> None:
-    assert proven(FoldNorms(), Unbatched(), torch.randn(8)) <= 1e-14
+    assert proven(Collapse(), Unbatched(), torch.randn(8)) <= 1e-14
 
 
 class FullMask(nn.Module):

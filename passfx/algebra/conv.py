@@ -25,13 +25,17 @@ from passfx.algebra.geometry import Axis, Geometry
 class Conv:
     """An affine convolution: `weight` [out, in / groups, *kernel] and `bias` [out], float64.
 
-    `then` and `plus` are exact where `geometry.then_failure` and `plus_failure` give no reason.
+    `then`, `plus` and `cat` are exact where `geometry.then_failure` and `plus_failure` give no
+    reason. `border` and `transposed` are as in `Geometry`; a transposed convolution has its weight
+    in the order of a plain one.
     """
 
     weight: Tensor
     bias: Tensor
     axes: tuple[Axis, ...]
     groups: int = 1
+    border: str = "zeros"
+    transposed: bool = False
 
     @property
     def geometry(self) -> Geometry:
@@ -42,13 +46,8 @@ class Conv:
             self.axes,
             self.groups,
             bool(self.bias.any()),
-        )
-
-    @property
-    def is_pointwise(self) -> bool:
-        """Whether the form is a per-channel affine map."""
-        return self.groups == self.bias.numel() == self.weight.numel() and all(
-            axis == Axis() for axis in self.axes
+            self.border,
+            self.transposed,
         )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -56,24 +55,38 @@ class Conv:
         x = x.double()
         if not self.axes:
             return functional.linear(x, self.densify().weight, self.bias)
-        for dim, axis in enumerate(self.axes, start=2):
-            pads = [0, 0] * (x.ndim - 1 - dim) + [max(0, axis.low), max(0, axis.high)]
-            x = functional.pad(x, pads)
-            x = x.narrow(
-                dim, max(0, -axis.low), x.shape[dim] - max(0, -axis.low) - max(0, -axis.high)
-            )
-        run = (functional.conv1d, functional.conv2d, functional.conv3d)[len(self.axes) - 1]
         stride, dilation = (
             [getattr(a, name) for a in self.axes] for name in ("stride", "dilation")
         )
+        if self.transposed:
+            turn = (
+                functional.conv_transpose1d,
+                functional.conv_transpose2d,
+                functional.conv_transpose3d,
+            )[len(self.axes) - 1]
+            low, extra = [a.low for a in self.axes], [a.low - a.high for a in self.axes]
+            weight = self.transposed_weight()
+            return turn(x, weight, self.bias, stride, low, extra, self.groups, dilation)
+        mode = "constant" if self.border == "zeros" else self.border
+        sides = [side for axis in self.axes[::-1] for side in (axis.low, axis.high)]
+        x = functional.pad(x, [max(0, side) for side in sides], mode)
+        x = functional.pad(x, [min(0, side) for side in sides])
+        run = (functional.conv1d, functional.conv2d, functional.conv3d)[len(self.axes) - 1]
         return run(x, self.weight, self.bias, stride, 0, dilation, self.groups)
+
+    def transposed_weight(self) -> Tensor:
+        """The weight as a transposed convolution has it: [in, out / groups, *kernel].
+
+        The same permutation leads back from there.
+        """
+        return swap_channels(self.weight, self.groups)
 
     def then(self, after: "Conv") -> "Conv":
         """`after` applied to the result of `self`.
 
         W[o, c] = Σ_m W2[o, m] · W1[m, c] for every pair of taps, bias = b2 + Σ_{m, t} W2 · b1.
         """
-        if after.is_pointwise:
+        if after.geometry.is_pointwise:
             return self.scaled(ChannelAffine(after.weight.reshape(-1), after.bias))
         shape = self.geometry.then(after.geometry)
         groups = shape.groups
@@ -92,7 +105,8 @@ class Conv:
             _window(weight, window).add_(mixed)
         summed = columns.sum(-1)
         carried = torch.einsum("gom,gm->go", summed, self.bias.reshape(groups, -1))
-        return Conv(weight.flatten(0, 1), after.bias + carried.reshape(-1), shape.axes, groups)
+        bias = after.bias + carried.reshape(-1)
+        return Conv(weight.flatten(0, 1), bias, shape.axes, groups, shape.border, shape.transposed)
 
     def plus(self, other: "Conv") -> "Conv":
         """The sum of two forms of one input."""
@@ -102,7 +116,7 @@ class Conv:
         for form in forms:
             window = tuple(a.position(b) for a, b in zip(shape.axes, form.axes, strict=True))
             _window(weight, window).add_(form.weight)
-        return Conv(weight, self.bias + other.bias, shape.axes, shape.groups)
+        return Conv(weight, self.bias + other.bias, shape.axes, shape.groups, shape.border)
 
     def scaled(self, after: ChannelAffine) -> "Conv":
         """The form followed by a per-channel affine map of its outputs; always exact."""
@@ -152,6 +166,8 @@ class Conv:
     def crop(self) -> "Conv":
         """Drop outer taps that are zero everywhere, and write regular gaps as dilation."""
         form = self
+        if self.transposed:
+            return form
         taps = self.weight.flatten(0, 1).any(0)
         for number, axis in enumerate(self.axes):
             others = [dim for dim in range(len(self.axes)) if dim != number]
@@ -175,17 +191,17 @@ class Conv:
     def normalized(self) -> "Conv":
         """The same form cropped, and with zero taps in place of negative padding."""
         form = self.crop()
+        if self.transposed:
+            return form
         for number, axis in enumerate(form.axes):
-            if axis.low >= 0 and axis.high >= 0:
-                continue
-            first, last = min(axis.first, 0), axis.last - min(axis.high, 0)
-            step = math.gcd(axis.step, axis.first - first, last - axis.last) or 1
-            wide = Axis((last - first) // step + 1, axis.stride, -first, max(axis.high, 0), step)
-            shape = list(form.weight.shape)
-            shape[number + 2] = wide.taps
-            weight = form.weight.new_zeros(shape)
-            weight.movedim(number + 2, 0)[wide.position(axis)] = form.weight.movedim(number + 2, 0)
-            form = form._with_axis(number, wide, weight)
+            wide = axis.uncropped
+            if wide != axis:
+                shape = list(form.weight.shape)
+                shape[number + 2] = wide.taps
+                weight = form.weight.new_zeros(shape)
+                taps = weight.movedim(number + 2, 0)
+                taps[wide.position(axis)] = form.weight.movedim(number + 2, 0)
+                form = form._with_axis(number, wide, weight)
         return form
 
     def _with_axis(self, number: int, axis: Axis, weight: Tensor) -> "Conv":
@@ -196,6 +212,11 @@ class Conv:
 def _window(weight: Tensor, window: tuple[slice, ...]) -> Tensor:
     """The taps of a weight in a window, as a view."""
     return weight[(slice(None),) * (weight.ndim - len(window)) + window]
+
+
+def swap_channels(weight: Tensor, groups: int) -> Tensor:
+    """[a, b / groups, *kernel] → [b, a / groups, *kernel], group by group."""
+    return _by_group(weight, groups).transpose(1, 2).flatten(0, 1)
 
 
 def _by_group(weight: Tensor, groups: int) -> Tensor:
@@ -233,31 +254,3 @@ def average_pool(channels: int, axes: Sequence[Axis], divisor: int) -> Conv:
     kernel = [axis.taps for axis in axes]
     weight = torch.full((channels, 1, *kernel), 1 / divisor, dtype=torch.float64)
     return Conv(weight, weight.new_zeros(channels), tuple(axes), channels)
-
-
-def then_channel(
-    weight: Tensor, bias: Tensor | None, after: ChannelAffine, *, groups: int, transposed: bool
-) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution followed by a per-channel affine map of its outputs.
-
-    Exact for every stride, padding and dilation, because the map acts on each output value alone:
-    weight'[o] = scale[o] · weight[o], bias'[o] = scale[o] · bias[o] + shift[o].
-
-    Args:
-        weight: [out, in / groups, *kernel], or [in, out / groups, *kernel] if `transposed`.
-        bias: [out] or None.
-        after: the map, over `out` channels.
-
-    Returns:
-        Weight of the same shape and bias of shape [out], both float64.
-    """
-    weight = weight.double()
-    taps = (1,) * (weight.ndim - 2)
-    if transposed:
-        grouped = weight.reshape(groups, -1, *weight.shape[1:])
-        scale = after.scale.reshape(groups, 1, weight.shape[1], *taps)
-        scaled = (grouped * scale).reshape(weight.shape)
-    else:
-        scaled = weight * after.scale.reshape(-1, 1, *taps)
-    shifted = after.shift if bias is None else after.shift + after.scale * bias.double()
-    return scaled, shifted

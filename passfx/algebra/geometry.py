@@ -5,7 +5,7 @@ Everything about a collapse that can be decided without touching a weight is dec
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Ints = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
@@ -71,6 +71,15 @@ class Axis:
         jump = max(1, stride * other.step // self.dilation)
         return slice(start, start + jump * (other.taps - 1) + 1, jump)
 
+    @property
+    def uncropped(self) -> "Axis":
+        """The same outputs without negative padding: taps of weight zero in its place."""
+        if self.low >= 0 and self.high >= 0:
+            return self
+        first, last = min(self.first, 0), self.last - min(self.high, 0)
+        step = math.gcd(self.step, self.first - first, last - self.last) or 1
+        return Axis((last - first) // step + 1, self.stride, -first, max(self.high, 0), step)
+
     def then_failure(self, after: "Axis", biased: bool, size: int | None) -> str | None:
         """Why `then` is not exact for an input of this size (None: for every size), or None.
 
@@ -110,7 +119,11 @@ class Axis:
 class Geometry:
     """The shape of an affine convolution; without axes, of a linear layer.
 
-    `biased` is whether the bias has a value other than zero.
+    Attributes:
+        biased: whether the bias has a value other than zero.
+        border: what padding reads: "zeros", or "reflect", "replicate" and "circular" values.
+        transposed: whether it is a transposed convolution; its axes are then those of the
+            convolution whose gradient it is, with the output padding taken off `high`.
     """
 
     channels_in: int
@@ -118,11 +131,34 @@ class Geometry:
     axes: tuple[Axis, ...]
     groups: int = 1
     biased: bool = False
+    border: str = "zeros"
+    transposed: bool = False
 
     @property
     def kernel(self) -> Ints:
         """The number of taps per spatial dimension."""
         return tuple(axis.taps for axis in self.axes)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether each output reads the input at its own position alone."""
+        return not self.transposed and all(axis == Axis() for axis in self.axes)
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it is a per-channel affine map."""
+        return self.is_local and self.groups == self.channels_in == self.channels_out
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether it reads past the border."""
+        return any(axis.low > 0 or axis.high > 0 for axis in self.axes)
+
+    @property
+    def is_padded_apart(self) -> bool:
+        """Whether it takes a pad besides: for other values than zeros, or uneven amounts."""
+        uneven = any(max(0, axis.low) != max(0, axis.high) for axis in self.axes)
+        return not self.transposed and (uneven or (self.is_padded and self.border != "zeros"))
 
     def output_sizes(self, sizes: Sequence[int]) -> Ints:
         """The spatial sizes of the result for an input of these."""
@@ -130,32 +166,53 @@ class Geometry:
 
     def then(self, after: "Geometry") -> "Geometry":
         """The shape of `after` applied to the result of `self`."""
+        if after.is_pointwise:
+            return replace(self, biased=self.biased or after.biased)
         return Geometry(
             self.channels_in,
             after.channels_out,
             tuple(a.then(b) for a, b in zip(self.axes, after.axes, strict=True)),
             math.gcd(self.groups, after.groups),
             self.biased or after.biased,
+            self.border if self.is_padded else after.border,
+            after.transposed,
         )
 
     def plus(self, other: "Geometry") -> "Geometry":
         """The shape of the sum of two results of one input."""
-        return Geometry(
-            self.channels_in,
-            self.channels_out,
-            tuple(a.plus(b) for a, b in zip(self.axes, other.axes, strict=True)),
-            math.gcd(self.groups, other.groups),
-            self.biased or other.biased,
-        )
+        groups = math.gcd(self.groups, other.groups)
+        return self._joined(other, self.channels_out, groups)
 
     def beside(self, other: "Geometry") -> "Geometry":
         """The shape of both results stacked."""
-        axes = tuple(a.plus(b) for a, b in zip(self.axes, other.axes, strict=True))
-        channels_out = self.channels_out + other.channels_out
-        return Geometry(self.channels_in, channels_out, axes, 1, self.biased or other.biased)
+        return self._joined(other, self.channels_out + other.channels_out, 1)
+
+    def _joined(self, other: "Geometry", channels_out: int, groups: int) -> "Geometry":
+        return Geometry(
+            self.channels_in,
+            channels_out,
+            tuple(a.plus(b) for a, b in zip(self.axes, other.axes, strict=True)),
+            groups,
+            self.biased or other.biased,
+            self.border if self.is_padded else other.border,
+        )
 
     def then_failure(self, after: "Geometry", sizes: Sizes) -> str | None:
-        """Why `then` is not exact for inputs of these spatial sizes, or None."""
+        """Why `then` is not exact for inputs of these spatial sizes, or None.
+
+        A per-channel map after anything is exact. Values that a border repeats are those of `self`
+        if it reads each position alone, as a 1×1 convolution does.
+        """
+        if after.is_pointwise:
+            return None
+        if self.transposed or after.transposed:
+            if self.is_pointwise and not self.biased:
+                return None
+            return "only a per-channel map composes with a transposed convolution"
+        if after.is_padded and after.border != "zeros":
+            return None if self.is_local else f"its border is {after.border}, of values in between"
+        if after.is_padded and self.is_padded and self.border != "zeros":
+            return f"its padding is zeros, that of the operator before {self.border}"
         failures = (
             a.then_failure(b, self.biased, size)
             for a, b, size in zip(self.axes, after.axes, sizes, strict=True)
@@ -164,6 +221,10 @@ class Geometry:
 
     def plus_failure(self, other: "Geometry", sizes: Sizes) -> str | None:
         """Why two results of inputs of these spatial sizes cannot be added as one form, or None."""
+        if self.transposed or other.transposed:
+            return "one of the branches is a transposed convolution"
+        if self.is_padded and other.is_padded and self.border != other.border:
+            return f"the branches have {self.border} and {other.border} at the border"
         failures = (
             a.plus_failure(b, size) for a, b, size in zip(self.axes, other.axes, sizes, strict=True)
         )
@@ -171,5 +232,6 @@ class Geometry:
 
     def macs(self, sizes: Sequence[int]) -> int:
         """Multiply-accumulates for one input of these spatial sizes."""
-        per_output = self.channels_in // self.groups * math.prod(self.kernel)
-        return self.channels_out * math.prod(self.output_sizes(sizes)) * per_output
+        taps = math.prod(axis.uncropped.taps for axis in self.axes)
+        positions = sizes if self.transposed else self.output_sizes(sizes)
+        return self.channels_out * math.prod(positions) * self.channels_in // self.groups * taps

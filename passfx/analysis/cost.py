@@ -138,10 +138,20 @@ def node_seconds(node: Node, profile: Profile) -> float:
 
 
 def form_seconds(geometry: Geometry, source: Node, node: Node, profile: Profile) -> float:
-    """The predicted time of one operator that computes `node` from `source` in this shape."""
+    """The predicted time of what computes `node` from `source` in this shape.
+
+    That is one operator, and a pad before it if it takes one.
+    """
     x, y = tensor(source), tensor(node)
     assert x is not None
     assert y is not None
-    per_output = geometry.channels_in // geometry.groups * math.prod(geometry.kernel)
-    moved = (_elements(x) + _elements(y) + geometry.channels_out * per_output) * y.element_size()
-    return profile.seconds(_elements(y) * per_output, moved)
+    taps = math.prod(axis.uncropped.taps for axis in geometry.axes)
+    per_output = geometry.channels_in // geometry.groups * taps
+    weights = geometry.channels_out * per_output
+    positions = _elements(x) // geometry.channels_in * geometry.channels_out
+    multiplied = (positions if geometry.transposed else _elements(y)) * per_output
+    size, moved = y.element_size(), _elements(x) + _elements(y) + weights
+    seconds = profile.seconds(multiplied, moved * size)
+    if geometry.is_padded_apart:
+        seconds += profile.seconds(0, 2 * _elements(x) * size)
+    return seconds

@@ -5,8 +5,9 @@ last axis. Its shape is known at once; its tensors are built when asked for.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -14,13 +15,15 @@ from torch import Tensor, ops
 from torch.fx import Node
 
 from passfx.algebra.channel import ChannelAffine
-from passfx.algebra.conv import Conv, average_pool, identity, pointwise
+from passfx.algebra.conv import Conv, average_pool, cat, identity, pointwise, swap_channels
 from passfx.algebra.geometry import Axis, Geometry
 from passfx.graph.query import arguments, constant, is_call, is_constant, same_sizes, tensor
 
 aten = ops.aten
 
 _CONVS = (aten.conv1d, aten.conv2d, aten.conv3d)
+_TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
+RESHAPES = (aten.reshape, aten.flatten, aten.unflatten, aten.squeeze, aten.unsqueeze)
 _POOLS = (aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d)
 
 
@@ -48,7 +51,7 @@ def spatial_sizes(node: Node, axes: int) -> tuple[int | None, ...]:
 def channels(node: Node, axes: int) -> int | None:
     """The size of the channel axis: the second before spatial dimensions, else the last."""
     fake = tensor(node)
-    if fake is None or fake.ndim < 2 or (axes and fake.ndim != axes + 2):
+    if fake is None or not fake.ndim or (axes and fake.ndim != axes + 2):
         return None
     size = fake.shape[1 if axes else -1]
     return size if isinstance(size, int) else None
@@ -57,29 +60,39 @@ def channels(node: Node, axes: int) -> int | None:
 def forms(node: Node) -> Iterator[Form]:
     """The forms of one node alone; a scale by one number has one for each layout.
 
-    A node that computes in another dtype than its input's, or with constants of another one, has
-    none: folding it would round elsewhere.
+    A node that computes in another floating dtype than its inputs' has none: folding it would round
+    elsewhere.
     """
     fake = tensor(node)
     if not is_call(node) or fake is None or not fake.is_floating_point():
         return
     reads = [item for item in map(tensor, node.all_input_nodes) if item is not None]
-    if any(item.dtype != fake.dtype for item in reads):
+    if any(item.is_floating_point() and item.dtype != fake.dtype for item in reads):
         return
-    if is_call(node, *_CONVS):
-        yield from _conv(node)
-    elif is_call(node, aten.linear):
-        yield from _linear(node)
-    elif is_call(node, aten.batch_norm):
-        yield from _batch_norm(node)
-    elif is_call(node, *_POOLS):
-        yield from _pool(node)
-    elif is_call(node, aten.constant_pad_nd, aten.pad):
-        yield from _pad(node)
-    elif is_call(node, aten.slice):
-        yield from _slice(node)
-    elif is_call(node, aten.mul, aten.div, aten.add, aten.sub, aten.rsub):
-        yield from _arithmetic(node)
+    for packets, leaf in _LEAVES:
+        if is_call(node, *packets):
+            yield from leaf(node)
+
+
+def not_affine(node: Node) -> str | None:
+    """Why a norm or a layer has no form although it looks like one; None for anything else."""
+    if not is_call(node, aten.batch_norm, aten.linear, *_CONVS, *_TRANSPOSED):
+        return None
+    bound = arguments(node)
+    if bound.get("training"):
+        return "it normalises with the statistics of the batch"
+    names = ("weight", "bias", "running_mean", "running_var")
+    read = [bound[name] for name in names if isinstance(bound.get(name), Node)]
+    if not all(map(is_constant, read)):
+        return "its weights or statistics are computed in the graph"
+    types = {fake.dtype for fake in map(tensor, (node, *node.all_input_nodes)) if fake is not None}
+    if len(types) > 1:
+        return f"it computes in {' and '.join(sorted(map(_dtype_name, types)))}"
+    return None
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _ints(given: Any, count: int) -> tuple[int, ...]:
@@ -112,6 +125,33 @@ def _conv(node: Node) -> Iterator[Form]:
         return _layer(weight, bias, axes, bound["groups"])
 
     yield _form(source, build, weight, bias, axes, bound["groups"])
+
+
+def _transposed_conv(node: Node) -> Iterator[Form]:
+    bound = arguments(node)
+    weight, bias, groups = bound["weight"], bound["bias"], bound["groups"]
+    source, fake = bound["input"], tensor(bound["input"])
+    if not is_constant(weight) or not (bias is None or is_constant(bias)) or fake is None:
+        return
+    shape = constant(weight).shape
+    names = ("stride", "padding", "output_padding", "dilation")
+    options = [_ints(bound[name], len(shape) - 2) for name in names]
+    if fake.ndim != len(shape):
+        return
+    axes = tuple(
+        Axis(taps, step, pad, pad - extra, gap)
+        for taps, step, pad, extra, gap in zip(shape[2:], *options, strict=True)
+    )
+    count = shape[1] * groups
+    biased = bias is not None and bool(constant(bias).any())
+    geometry = Geometry(shape[0], count, axes, groups, biased, transposed=True)
+
+    def build() -> Conv:
+        w = swap_channels(constant(weight).double(), groups)
+        b = w.new_zeros(count) if bias is None else constant(bias).double()
+        return Conv(w, b, axes, groups, transposed=True)
+
+    yield Form(source, geometry, build)
 
 
 def _linear(node: Node) -> Iterator[Form]:
@@ -203,7 +243,7 @@ def _arithmetic(node: Node) -> Iterator[Form]:
             return constant(other).double()
         return torch.tensor(float(other), dtype=torch.float64)
 
-    for axes in {0, max(0, fake.ndim - 2)}:
+    for axes in layouts(source):
         count = channels(source, axes)
         if count is None or not _is_per_channel(other, fake.ndim, axes):
             continue
@@ -217,6 +257,23 @@ def _arithmetic(node: Node) -> Iterator[Form]:
             return ChannelAffine.scaling(value.new_tensor(scale), count).then(shift)
 
         yield _pointwise(source, affine, axes, not multiplies)
+
+
+def _negation(node: Node) -> Iterator[Form]:
+    source = node.args[0]
+    assert isinstance(source, Node)
+    for axes in layouts(source):
+        count = channels(source, axes)
+        if count is not None:
+            minus = torch.tensor(-1.0, dtype=torch.float64)
+            yield _pointwise(source, partial(ChannelAffine.scaling, minus, count), axes, False)
+
+
+def layouts(node: Node) -> set[int]:
+    """The numbers of spatial dimensions that an elementwise operator may have: none, or all."""
+    fake = tensor(node)
+    assert fake is not None
+    return {0, max(0, fake.ndim - 2)}
 
 
 def _is_constant_operand(item: Any) -> bool:
@@ -259,13 +316,9 @@ def _pool(node: Node) -> Iterator[Form]:
 
 def _pad(node: Node) -> Iterator[Form]:
     bound = arguments(node)
-    source = bound["self"]
+    source, border = bound["self"], bound.get("mode", "constant")
     fake = tensor(source)
-    if (
-        fake is None
-        or bound.get("mode", "constant") != "constant"
-        or bound.get("value") not in (None, 0, 0.0)
-    ):
+    if fake is None or (border == "constant" and bound.get("value") not in (None, 0, 0.0)):
         return
     amounts = bound["pad"]
     axes_count = fake.ndim - 2
@@ -278,45 +331,98 @@ def _pad(node: Node) -> Iterator[Form]:
         return
     pairs = [(amounts[i], amounts[i + 1]) for i in range(0, len(amounts), 2)]
     pairs += [(0, 0)] * (axes_count - len(pairs))
-    yield _moved(source, tuple(Axis(1, 1, low, high) for low, high in reversed(pairs)), count)
+    axes = tuple(Axis(1, 1, low, high) for low, high in reversed(pairs))
+    yield _moved(source, axes, count, "zeros" if border == "constant" else border)
 
 
 def _slice(node: Node) -> Iterator[Form]:
+    """Of a spatial axis: a crop, with a stride. Of the channels: a selection."""
     bound = arguments(node)
     source = bound["self"]
     fake, out = tensor(source), tensor(node)
     if fake is None or out is None:
         return
-    axes_count = fake.ndim - 2
+    axes_count = max(0, fake.ndim - 2)
     dim = bound["dim"] % fake.ndim
-    count = channels(source, axes_count) if axes_count > 0 else None
+    count = channels(source, axes_count)
     size, result = fake.shape[dim], out.shape[dim]
-    if (
-        count is None
-        or dim < 2
-        or not isinstance(size, int)
-        or not isinstance(result, int)
-        or result < 1
-    ):
+    sizes = (count, size, result, bound["start"] or 0, bound["step"])
+    if any(not isinstance(item, int) for item in sizes) or result < 1:
         return
+    assert count is not None
     start, step = bound["start"] or 0, bound["step"]
-    if not isinstance(start, int) or not isinstance(step, int):
-        return
     start = max(0, start + size if start < 0 else min(start, size))
-    high = step * (result - 1) + 1 - size + start
-    axes = [Axis()] * axes_count
-    axes[dim - 2] = Axis(1, step, -start, high)
-    yield _moved(source, tuple(axes), count)
+    if axes_count and dim >= 2:
+        axes = [Axis()] * axes_count
+        axes[dim - 2] = Axis(1, step, -start, step * (result - 1) + 1 - size + start)
+        yield _moved(source, tuple(axes), count)
+    elif dim == (1 if axes_count else fake.ndim - 1) and step == 1:
+        yield _selection(source, axes_count, start, int(result))
 
 
-def _moved(source: Node, axes: tuple[Axis, ...], count: int) -> Form:
-    return Form(source, Geometry(count, count, axes, count, False), lambda: identity(count, axes))
+def _selection(source: Node, axes: int, start: int, count: int) -> Form:
+    """Some of the channels."""
+    total = channels(source, axes)
+    assert total is not None
+    local = (Axis(),) * axes
+    sizes = (start, count, total - start - count)
+    return Form(
+        source,
+        Geometry(total, count, local),
+        lambda: identity(total, local).split(sizes)[1],
+    )
+
+
+def _reshape(node: Node) -> Iterator[Form]:
+    """A reshape that keeps the last axis moves nothing along it."""
+    source = node.args[0]
+    assert isinstance(source, Node)
+    before, after = channels(source, 0), channels(node, 0)
+    if before is not None and before == after:
+        yield _moved(source, (), before)
+
+
+def _pixel_unshuffle(node: Node) -> Iterator[Form]:
+    """Space to depth: channel c·r² + r·i + j reads channel c at row i and column j of r × r."""
+    bound = arguments(node)
+    source, factor = bound["self"], bound["downscale_factor"]
+    count = channels(source, 2)
+    if count is None:
+        return
+    axes = (Axis(factor, factor),) * 2
+
+    def build() -> Conv:
+        taps = torch.eye(factor**2, dtype=torch.float64).reshape(-1, 1, factor, factor)
+        weight = taps.repeat(count, 1, 1, 1)
+        return Conv(weight, weight.new_zeros(weight.shape[0]), axes, count)
+
+    yield Form(source, Geometry(count, count * factor**2, axes, count), build)
+
+
+def _moved(source: Node, axes: tuple[Axis, ...], count: int, border: str = "zeros") -> Form:
+    geometry = Geometry(count, count, axes, count, False, border)
+    return Form(source, geometry, lambda: replace(identity(count, axes), border=border))
 
 
 def identity_form(node: Node, axes: int) -> Form | None:
     """A node as the identity of itself, in a layout; None where it has no such layout."""
     count = channels(node, axes)
     return None if count is None else _moved(node, (Axis(),) * axes, count)
+
+
+_LEAVES: tuple[tuple[tuple[Any, ...], Callable[[Node], Iterator[Form]]], ...] = (
+    (_CONVS, _conv),
+    (_TRANSPOSED, _transposed_conv),
+    ((aten.linear,), _linear),
+    ((aten.batch_norm,), _batch_norm),
+    (_POOLS, _pool),
+    ((aten.constant_pad_nd, aten.pad), _pad),
+    ((aten.slice,), _slice),
+    ((aten.pixel_unshuffle,), _pixel_unshuffle),
+    (RESHAPES, _reshape),
+    ((aten.mul, aten.div, aten.add, aten.sub, aten.rsub), _arithmetic),
+    ((aten.neg,), _negation),
+)
 
 
 def compose(first: Form, after: Form) -> Form:
@@ -340,3 +446,9 @@ def add(a: Form, b: Form, scale: float) -> Form:
         return a.build().plus(right)
 
     return replace(a, geometry=a.geometry.plus(b.geometry), build=build)
+
+
+def stack(parts: Sequence[Form]) -> Form:
+    """The results of forms of one source, one after the other along the channels."""
+    geometry = reduce(Geometry.beside, (part.geometry for part in parts))
+    return replace(parts[0], geometry=geometry, build=lambda: cat([p.build() for p in parts]))

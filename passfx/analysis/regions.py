@@ -2,28 +2,41 @@
 
 Every affine node gets candidates: its value as one affine form of an earlier node, its source,
 with the span of nodes that the form replaces. A candidate is made from those of the node's inputs,
-by composition, or by adding two forms of one source, wherever that is exact; so a branch that is
-dear by itself stays in play until a sum makes it free. A candidate can replace its span if no
-inner value is read outside it. From the inputs on, each node keeps the cheapest way to come into
-being; from the results back, the ways that are needed are the cover.
+by composition, or by adding or stacking forms of one source, wherever that is exact; so a branch
+that is dear by itself stays in play until a sum makes it free. A candidate can replace its span if
+no inner value is read outside it, or if whatever reads that value can do without it as well. From
+the inputs on, each node keeps the cheapest way to come into being; from the results back, the ways
+that are needed are the cover.
 
 A node keeps at most `_LIMIT` candidates, one a source, of spans of at most `_SPAN` nodes, so the
 work is O(nodes · _LIMIT) shape compositions and O(nodes · _LIMIT · _SPAN) set operations.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import ops
 from torch.fx import Graph, Node
 
 from passfx.analysis.cost import Profile, form_seconds, node_seconds
-from passfx.analysis.forms import Form, add, compose, forms, identity_form, spatial_sizes
-from passfx.graph.query import arguments, is_call, is_constant, same_type, tensor
+from passfx.analysis.forms import (
+    RESHAPES,
+    Form,
+    add,
+    compose,
+    forms,
+    identity_form,
+    layouts,
+    not_affine,
+    spatial_sizes,
+    stack,
+)
+from passfx.graph.query import arguments, is_call, is_constant, same_sizes, same_type, tensor
 
 aten = ops.aten
 
-_MOVES = (aten.constant_pad_nd, aten.pad, aten.slice)
+_MOVES = (aten.constant_pad_nd, aten.pad, aten.slice, *RESHAPES)
 _NAMED = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 
 _LIMIT = 16
@@ -35,11 +48,13 @@ class Candidate:
     """A node as one form of a source.
 
     Attributes:
-        form: the node's value as a form of `form.source`.
+        node: the node.
+        form: its value as a form of `form.source`.
         span: the nodes that the form replaces, the node itself included.
         any_size: whether the form is exact for every spatial size, not only for the captured one.
     """
 
+    node: Node
     form: Form
     span: frozenset[Node]
     any_size: bool
@@ -49,13 +64,51 @@ class Candidate:
         """Candidates of one key can be added."""
         return self.form.source, self.form.axes
 
+    @cached_property
+    def is_reshaped(self) -> bool:
+        """Whether the leading axes, which a linear form does not see, differ from the source's."""
+        source, fake = tensor(self.form.source), tensor(self.node)
+        assert source is not None and fake is not None
+        return not self.form.axes and not same_sizes(source.shape[:-1], fake.shape[:-1])
+
+    @cached_property
+    def is_shorter(self) -> bool:
+        """Whether the form takes fewer operators than its span; what only moves stays as it is.
+
+        A pad or reshape besides counts, and so does padding by name inside its operator; a scale
+        and shift of the last axis of more than two take a product and a sum.
+        """
+        if all(is_call(node, *_MOVES) for node in self.span):
+            return False
+        geometry, fake = self.form.geometry, tensor(self.node)
+        assert fake is not None
+        dynamic = sum(not isinstance(size, int) for size in fake.shape)
+        if self.is_reshaped and dynamic > 1:
+            return False
+        both = geometry.biased and geometry.is_pointwise and not geometry.axes and fake.ndim > 2
+        named = sum(is_call(node) and node.target in _NAMED for node in self.span)
+        taken = 1 + geometry.is_padded_apart + self.is_reshaped + both
+        return len(self.span) + named > taken
+
+    def seconds(self, profile: Profile) -> float:
+        """The predicted time of the form."""
+        return form_seconds(self.form.geometry, self.form.source, self.node, profile)
+
+    def readers(self) -> Mapping[Node, list[Node]]:
+        """The inner nodes that are read outside the span, and what reads them."""
+        found = {
+            inner: [user for user in inner.users if user not in self.span]
+            for inner in self.span
+            if inner is not self.node
+        }
+        return {inner: users for inner, users in found.items() if users}
+
 
 @dataclass(frozen=True)
 class Plan:
     """How a node comes into being: by its own operator, or by a candidate's."""
 
     seconds: float
-    unit: float
     shared: frozenset[Node]
     candidate: Candidate | None
 
@@ -64,176 +117,201 @@ class Plan:
 class Cover:
     """The chosen candidates, last node first, and why others were not taken."""
 
-    chosen: tuple[tuple[Node, Candidate], ...]
-    inexact: tuple[tuple[Node, str], ...]
-    costly: tuple[tuple[Node, str], ...]
+    chosen: tuple[Candidate, ...]
+    refused: tuple[tuple[Node, str], ...]
 
 
 def cheapest_cover(graph: Graph, profile: Profile) -> Cover:
     """The cover of a graph's affine nodes that takes the least predicted time."""
-    candidates: dict[Node, list[Candidate]] = {}
-    plans: dict[Node, Plan] = {}
-    inexact: list[tuple[Node, str]] = []
-    costly: list[tuple[Node, str]] = []
+    search = _Search(profile)
     for node in graph.nodes:
-        found = list(_candidates(node, candidates, inexact))
-        if found:
-            candidates[node] = _prune(found)
-            plans[node] = _plan(node, candidates[node], plans, profile)
-    chosen: list[tuple[Node, Candidate]] = []
-    needed: set[Node] = set()
-    for node in reversed(graph.nodes):
-        plan = plans.get(node)
-        if plan is None:
-            needed.update(node.all_input_nodes)
-        elif node in needed:
-            if plan.candidate is None:
-                needed.update(node.all_input_nodes)
-            else:
-                needed.add(plan.candidate.form.source)
-                chosen.append((node, plan.candidate))
-            reason = _cost_reason(node, plan, candidates[node], profile)
-            if reason:
-                costly.append((node, reason))
-    return Cover(tuple(chosen), tuple(inexact), tuple(costly))
+        search.find(node)
+    for node in graph.nodes:
+        search.plan(node)
+    return search.cover(graph)
 
 
-def _candidates(
-    node: Node, known: dict[Node, list[Candidate]], inexact: list[tuple[Node, str]]
-) -> Iterator[Candidate]:
-    for form in forms(node):
-        for before in _of(form.source, form.axes, known):
-            sizes = spatial_sizes(before.form.source, form.axes)
-            failure = before.form.geometry.then_failure(form.geometry, sizes)
-            if failure is None:
-                unsized = before.form.geometry.then_failure(form.geometry, (None,) * form.axes)
-                yield Candidate(
-                    compose(before.form, form),
-                    before.span | {node},
-                    before.any_size and unsized is None,
-                )
-            elif len(before.span) == 1:
-                inexact.append((node, failure))
-    if is_call(node, aten.add, aten.sub):
-        yield from _sums(node, known)
+class _Search:
+    """The state of one search: candidates, then plans, then the cover."""
 
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.candidates: dict[Node, list[Candidate]] = {}
+        self.plans: dict[Node, Plan] = {}
+        self.bypassed: set[Node] = set()
+        self.refused: list[tuple[Node, str]] = []
 
-def _of(node: Node, axes: int, known: dict[Node, list[Candidate]]) -> Iterator[Candidate]:
-    """A node as itself, then as what its candidates say."""
-    own = identity_form(node, axes)
-    if own is not None:
-        yield Candidate(own, frozenset(), True)
-    yield from (item for item in known.get(node, ()) if item.form.axes == axes)
-
-
-def _sums(node: Node, known: dict[Node, list[Candidate]]) -> Iterator[Candidate]:
-    bound = arguments(node)
-    left, right = bound["self"], bound["other"]
-    alpha = bound["alpha"]
-    operands = isinstance(left, Node) and isinstance(right, Node) and isinstance(alpha, int | float)
-    if not operands or is_constant(left) or is_constant(right):
-        return
-    if not (same_type(node, left) and same_type(node, right)):
-        return
-    scale = float(alpha) * (-1 if is_call(node, aten.sub) else 1)
-    fake = tensor(node)
-    assert fake is not None
-    for axes in {0, max(0, fake.ndim - 2)}:
-        by_key = {item.key: item for item in _of(right, axes, known)}
-        for a in _of(left, axes, known):
-            b = by_key.get(a.key)
-            if b is None:
-                continue
-            sizes = spatial_sizes(a.form.source, axes)
-            if a.form.geometry.plus_failure(b.form.geometry, sizes) is None:
-                unsized = a.form.geometry.plus_failure(b.form.geometry, (None,) * axes)
-                any_size = a.any_size and b.any_size and unsized is None
-                yield Candidate(add(a.form, b.form, scale), a.span | b.span | {node}, any_size)
-
-
-def _prune(found: list[Candidate]) -> list[Candidate]:
-    """One candidate a source and layout; forks first, then the nearest."""
-    unique = {item.key: item for item in reversed(found) if len(item.span) <= _SPAN}
-    ranked = sorted(
-        unique.values(), key=lambda item: (len(item.form.source.users) < 2, len(item.span))
-    )
-    return ranked[:_LIMIT]
-
-
-def _replaceable(node: Node, candidate: Candidate) -> bool:
-    """Whether nothing outside the span reads a value inside it, but for the node's own."""
-    return all(
-        user in candidate.span
-        for inner in candidate.span
-        if inner is not node
-        for user in inner.users
-    )
-
-
-def _is_shorter(candidate: Candidate) -> bool:
-    """Whether the form takes fewer operators than its span; pads and slices stay what they are.
-
-    Padding that differs on the two sides takes a pad besides, and so does padding by name, inside
-    its operator; a scale and shift of the last axis of more than two take a product and a sum.
-    """
-    if all(is_call(node, *_MOVES) for node in candidate.span):
-        return False
-    geometry, fake = candidate.form.geometry, tensor(candidate.form.source)
-    assert fake is not None
-    uneven = any(max(0, axis.low) != max(0, axis.high) for axis in geometry.axes)
-    affine = geometry.biased and geometry.groups == geometry.channels_out and fake.ndim > 2
-    named = sum(is_call(node) and node.target in _NAMED for node in candidate.span)
-    return len(candidate.span) + named > 1 + (uneven if geometry.axes else affine)
-
-
-def _plan(
-    node: Node, candidates: list[Candidate], plans: dict[Node, Plan], profile: Profile
-) -> Plan:
-    own = node_seconds(node, profile)
-    best = _depending(own, node, node.all_input_nodes, plans, None)
-    for candidate in candidates:
-        if _is_shorter(candidate) and _replaceable(node, candidate):
-            unit = form_seconds(candidate.form.geometry, candidate.form.source, node, profile)
-            plan = _depending(unit, node, [candidate.form.source], plans, candidate)
-            if plan.seconds < best.seconds:
-                best = plan
-    return best
-
-
-def _depending(
-    unit: float,
-    node: Node,
-    inputs: list[Node],
-    plans: dict[Node, Plan],
-    candidate: Candidate | None,
-) -> Plan:
-    """The time of an operator and of what it needs, a value that two inputs share counted once."""
-    seconds, shared = unit, frozenset[Node]()
-    for read in inputs:
-        if (plan := plans.get(read)) is None:
-            continue
-        common = shared & plan.shared
-        seconds += plan.seconds - max((plans[item].seconds for item in common), default=0.0)
-        shared |= plan.shared
-    if len(node.users) > 1:
-        shared |= {node}
-    return Plan(seconds, unit, shared, candidate)
-
-
-def _cost_reason(
-    node: Node, plan: Plan, candidates: list[Candidate], profile: Profile
-) -> str | None:
-    """The figures of the nearest exact collapse that was too dear, if there is one."""
-    taken = plan.candidate.span if plan.candidate else frozenset({node})
-    for candidate in sorted(candidates, key=lambda item: len(item.span)):
-        if candidate.span > taken and _is_shorter(candidate) and _replaceable(node, candidate):
-            sizes = spatial_sizes(candidate.form.source, candidate.form.axes)
-            if None in sizes:
-                return None
-            macs = candidate.form.geometry.macs([size for size in sizes if size is not None])
-            unit = form_seconds(candidate.form.geometry, candidate.form.source, node, profile)
-            return (
-                f"{len(candidate.span)} operators as one would take {macs:,} MACs and "
-                f"{unit * 1e6:.1f} µs, more than they take apart"
+    def find(self, node: Node) -> None:
+        """The candidates of a node: one a source and layout; forks first, then the nearest."""
+        found = [*self._compositions(node), *self._joins(node)]
+        unique = {item.key: item for item in reversed(found) if len(item.span) <= _SPAN}
+        if unique:
+            ranked = sorted(
+                unique.values(), key=lambda item: (len(item.form.source.users) < 2, len(item.span))
             )
-    return None
+            self.candidates[node] = ranked[:_LIMIT]
+        elif reason := not_affine(node):
+            self.refused.append((node, reason))
+
+    def _compositions(self, node: Node) -> Iterator[Candidate]:
+        for form in forms(node):
+            for before in self._of(form.source, form.axes):
+                sizes = spatial_sizes(before.form.source, form.axes)
+                failure = before.form.geometry.then_failure(form.geometry, sizes)
+                if failure is None:
+                    unsized = before.form.geometry.then_failure(form.geometry, (None,) * form.axes)
+                    yield Candidate(
+                        node,
+                        compose(before.form, form),
+                        before.span | {node},
+                        before.any_size and unsized is None,
+                    )
+                elif len(before.span) == 1:
+                    self.refused.append((node, failure))
+
+    def _of(self, node: Node, axes: int) -> Iterator[Candidate]:
+        """A node as itself, then as what its candidates say."""
+        own = identity_form(node, axes)
+        if own is not None:
+            yield Candidate(node, own, frozenset(), True)
+        yield from (item for item in self.candidates.get(node, ()) if item.form.axes == axes)
+
+    def _joins(self, node: Node) -> Iterator[Candidate]:
+        """Sums and stacks of forms of one source."""
+        parts, scales, dim = _joined(node)
+        for axes in layouts(node) if parts else ():
+            fake = tensor(node)
+            assert fake is not None
+            if dim is not None and dim != (1 if axes else fake.ndim - 1):
+                continue
+            options = [{item.key: item for item in self._of(part, axes)} for part in parts]
+            for key in options[0]:
+                if all(key in option for option in options):
+                    items = [option[key] for option in options]
+                    joined = _join(node, items, scales if dim is None else None)
+                    if joined is not None:
+                        yield joined
+
+    def plan(self, node: Node) -> None:
+        """The cheapest way for a node to come into being."""
+        if node not in self.candidates:
+            return
+        best = self._depending(node_seconds(node, self.profile), node, node.all_input_nodes, None)
+        plans = (
+            self._depending(item.seconds(self.profile), node, [item.form.source], item)
+            for item in self.candidates[node]
+            if item.is_shorter
+        )
+        for plan in sorted(plans, key=lambda item: item.seconds):
+            if plan.seconds >= best.seconds:
+                break
+            if self._is_replaceable(plan.candidate):
+                best = plan
+                break
+        self.plans[node] = best
+        shared = best.candidate is None and len(node.users) > 1
+        if shared and all(self._does_without(user, node) for user in node.users):
+            self.bypassed.add(node)
+
+    def _is_replaceable(self, candidate: Candidate | None) -> bool:
+        return candidate is not None and candidate.readers().keys() <= self.bypassed
+
+    def _does_without(self, user: Node, node: Node) -> bool:
+        """Whether a user can take in a node at no cost, as a 1×1 convolution takes a norm."""
+        own = node_seconds(user, self.profile)
+        return any(
+            item.span == {node, user} and item.is_shorter and item.seconds(self.profile) <= own
+            for item in self.candidates.get(user, ())
+        )
+
+    def _depending(
+        self, unit: float, node: Node, inputs: list[Node], candidate: Candidate | None
+    ) -> Plan:
+        """The time of an operator and of what it needs, a value that two inputs share once."""
+        seconds, shared = unit, frozenset[Node]()
+        for read in inputs:
+            if (plan := self.plans.get(read)) is None:
+                continue
+            common = shared & plan.shared
+            seconds += plan.seconds - max(
+                (self.plans[item].seconds for item in common), default=0.0
+            )
+            shared |= plan.shared
+        if len(node.users) > 1:
+            shared |= {node}
+        return Plan(seconds, shared, candidate)
+
+    def cover(self, graph: Graph) -> Cover:
+        """From the results back, the plans that are needed."""
+        chosen: list[Candidate] = []
+        needed: set[Node] = set()
+        for node in reversed(graph.nodes):
+            plan = self.plans.get(node)
+            if plan is None:
+                needed.update(node.all_input_nodes)
+            elif node in needed:
+                if plan.candidate is None:
+                    needed.update(node.all_input_nodes)
+                else:
+                    needed.add(plan.candidate.form.source)
+                    chosen.append(plan.candidate)
+                self.refused += ((node, reason) for reason in self._left(node, plan))
+        return Cover(tuple(chosen), tuple(sorted(self.refused, key=lambda item: item[0])))
+
+    def _left(self, node: Node, plan: Plan) -> Iterator[str]:
+        """Why the nearest larger collapse was left, if there is one."""
+        taken = plan.candidate.span if plan.candidate else frozenset({node})
+        larger = [item for item in self.candidates[node] if item.span > taken and item.is_shorter]
+        for item in sorted(larger, key=lambda item: len(item.span)):
+            if self._is_replaceable(item):
+                sizes = spatial_sizes(item.form.source, item.form.axes)
+                macs = item.form.geometry.macs([size for size in sizes if size is not None])
+                if None not in sizes:
+                    yield (
+                        f"{len(item.span)} operators as one would take {macs:,} MACs and "
+                        f"{item.seconds(self.profile) * 1e6:.1f} µs, more than they take apart"
+                    )
+                return
+            apart = sum(node_seconds(part, self.profile) for part in item.span)
+            if len(item.span) == 2 and item.seconds(self.profile) < apart:
+                ((inner, users),) = item.readers().items()
+                yield f"{inner.name} is also read by {', '.join(user.name for user in users)}"
+                return
+
+
+def _joined(node: Node) -> tuple[list[Node], list[float], int | None]:
+    """The parts of a sum, with their factors, or of a concatenation, with its axis."""
+    nothing: tuple[list[Node], list[float], int | None] = ([], [], None)
+    if is_call(node, aten.add, aten.sub):
+        bound = arguments(node)
+        parts, alpha = [bound["self"], bound["other"]], bound["alpha"]
+        if not isinstance(alpha, int | float) or not all(same_type(node, part) for part in parts):
+            return nothing
+        scales, dim = [1.0, float(-alpha if is_call(node, aten.sub) else alpha)], None
+    elif is_call(node, aten.cat):
+        bound, fake = arguments(node), tensor(node)
+        parts, scales = bound["tensors"], []
+        assert fake is not None
+        dim = bound["dim"] % fake.ndim
+        types = [part_fake.dtype for part_fake in map(tensor, parts) if part_fake is not None]
+        if types != [fake.dtype] * len(parts) or not fake.is_floating_point():
+            return nothing
+    else:
+        return nothing
+    return nothing if any(map(is_constant, parts)) else (list(parts), scales, dim)
+
+
+def _join(node: Node, items: list[Candidate], scales: list[float] | None) -> Candidate | None:
+    """The sum of two candidates of one key, or without factors the stack of many."""
+    source, axes = items[0].key
+    shape, any_size = items[0].form.geometry, all(item.any_size for item in items)
+    for item in items[1:]:
+        other = item.form.geometry
+        if shape.plus_failure(other, spatial_sizes(source, axes)) is not None:
+            return None
+        any_size &= shape.plus_failure(other, (None,) * axes) is None
+        shape = shape.plus(other) if scales else shape.beside(other)
+    span = frozenset({node}).union(*(item.span for item in items))
+    parts = [item.form for item in items]
+    form = add(parts[0], parts[1], scales[1]) if scales else stack(parts)
+    return Candidate(node, form, span, any_size)

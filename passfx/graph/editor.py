@@ -5,6 +5,7 @@ it is erasing what was added. Constants are never overwritten: a fold attaches a
 one new node reads it, so weights shared between layers stay what they were.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,7 +51,8 @@ def refuse(node: Node, reason: str) -> Refusal:
 class Match:
     """What a pass found: the edit's place, the nodes it replaces, and a sentence for the report.
 
-    `nodes` is the region that the certificate runs, in topological order; its last node is `at`.
+    `nodes` is the region that the certificate runs, in topological order. What is new is inserted
+    before `at`: the region's last node, or its first where the users of several are repointed.
     """
 
     at: Node
@@ -136,6 +138,14 @@ class Editor:
         fake_args, fake_kwargs = map_arg((args, kwargs), value)
         with _fake_mode(self.graph), torch.no_grad():
             self._stamp(node, edit, target(*fake_args, **fake_kwargs))
+        return node
+
+    def item(self, parts: Node, index: int) -> Node:
+        """Insert the reading of one result of an operator that has several, such as a split."""
+        edit = self._open_edit()
+        node = self.graph.call_function(operator.getitem, (parts, index))
+        edit.added.append(node)
+        self._stamp(node, edit, value(parts)[index])
         return node
 
     def constant(self, exact: torch.Tensor, dtype: torch.dtype, name: str) -> Node:

@@ -4,19 +4,21 @@ from passfx.passes.base import Pass
 from passfx.passes.collapse import Collapse
 from passfx.passes.compose_clips import ComposeClips
 from passfx.passes.fold_constants import FoldConstants
-from passfx.passes.fold_norms import FoldNorms
+from passfx.passes.merge_siblings import MergeSiblings
+from passfx.passes.pad_first import PadFirst
 from passfx.passes.remove_noops import RemoveNoops
 from passfx.passes.remove_unused import RemoveUnused
 from passfx.passes.share_common import ShareCommon
 
 PASSES: tuple[type[Pass], ...] = (
     RemoveUnused,
+    PadFirst,
     FoldConstants,
     RemoveNoops,
-    FoldNorms,
     Collapse,
     ComposeClips,
     ShareCommon,
+    MergeSiblings,
 )
 
 __all__ = ["PASSES", "Pass"]

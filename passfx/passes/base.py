@@ -29,8 +29,11 @@ class Pass:
         """What there is to rewrite at `node`; reads only."""
         raise NotImplementedError
 
-    def rewrite(self, editor: Editor, match: Match) -> Node | None:
-        """Build what replaces `match.at` and return it; None if `match.at` has no users."""
+    def rewrite(self, editor: Editor, match: Match) -> Node | dict[Node, Node] | None:
+        """Build what replaces `match.at` and return it; None if `match.at` has no users.
+
+        Where several values are replaced: old → new.
+        """
         raise NotImplementedError
 
     def matches(self, graph: Graph) -> Iterator[Found]:
@@ -50,8 +53,9 @@ class Pass:
             elif found is not None:
                 with editor.edit(found) as edit:
                     replacement = self.rewrite(editor, found)
-                    if replacement is not None:
-                        edit.replacements[found.at] = replacement
+                    if isinstance(replacement, Node):
+                        replacement = {found.at: replacement}
+                    edit.replacements.update(replacement or {})
         return editor
 
     def __call__(self, graph_module: GraphModule) -> PassResult:

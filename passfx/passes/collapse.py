@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, ops
@@ -10,7 +10,7 @@ from torch.fx import Graph, Node
 
 from passfx.algebra.conv import Conv
 from passfx.analysis.cost import PROFILES
-from passfx.analysis.regions import cheapest_cover
+from passfx.analysis.regions import Candidate, cheapest_cover
 from passfx.graph.editor import Editor, Match, refuse
 from passfx.graph.query import is_call, module_path, op_name, tensor
 from passfx.passes.base import Found, Pass
@@ -18,6 +18,9 @@ from passfx.passes.base import Found, Pass
 aten = ops.aten
 
 _CONVS = (aten.conv1d, aten.conv2d, aten.conv3d)
+_TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
+
+_Attach = Callable[[str, Tensor], Node]
 
 
 @dataclass(frozen=True)
@@ -50,17 +53,18 @@ class Collapse(Pass):
 
     def matches(self, graph: Graph) -> Iterator[Found]:
         cover = cheapest_cover(graph, PROFILES[self.target])
-        for node, reason in (*cover.inexact, *cover.costly):
+        for node, reason in cover.refused:
             yield refuse(node, reason)
-        for node, candidate in cover.chosen:
+        for candidate in cover.chosen:
             nodes = tuple(sorted(candidate.span))
             what = f"{', '.join(map(op_name, nodes))} as one operator"
-            yield Match(node, nodes, what, candidate.form, candidate.any_size)
+            yield Match(candidate.node, nodes, what, candidate, candidate.any_size)
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
-        conv: Conv = match.data.build().regroup().normalized()
-        source: Node = match.data.source
-        layers = [item for item in match.nodes if is_call(item, *_CONVS, aten.linear)]
+        candidate: Candidate = match.data
+        conv = candidate.form.build().regroup().normalized()
+        source = candidate.form.source
+        layers = [item for item in match.nodes if is_call(item, *_CONVS, *_TRANSPOSED, aten.linear)]
         path = module_path(layers[0] if layers else match.at)
         fake = tensor(match.at)
         assert fake is not None
@@ -68,40 +72,58 @@ class Collapse(Pass):
         def attach(name: str, exact: Tensor) -> Node:
             return editor.constant(exact, fake.dtype, f"{path}.{name}" if path else name)
 
-        if conv.is_pointwise:
-            return _emit_pointwise(editor, attach, conv, source)
-        weight = attach("weight", conv.weight if conv.axes else conv.densify().weight)
-        bias = attach("bias", conv.bias) if bool(conv.bias.any()) else None
-        if not conv.axes:
-            return editor.call(aten.linear.default, source, weight, bias)
-        return _emit_conv(editor, conv, source, weight, bias)
+        if conv.geometry.is_pointwise:
+            result = _emit_pointwise(editor, attach, conv, source)
+        elif conv.axes:
+            result = _emit_conv(editor, attach, conv, source)
+        else:
+            weight = attach("weight", conv.densify().weight)
+            result = editor.call(aten.linear.default, source, weight, _bias(attach, conv))
+        if candidate.is_reshaped:
+            sizes = [size if isinstance(size, int) else -1 for size in fake.shape]
+            result = editor.call(aten.reshape.default, result, sizes)
+        return result
 
 
-def _emit_conv(editor: Editor, conv: Conv, source: Node, weight: Node, bias: Node | None) -> Node:
-    """A convolution, after a pad for what its padding on the two sides differs by."""
-    padding = [min(axis.low, axis.high) for axis in conv.axes]
-    uneven = [
-        amount
-        for axis, pad in zip(reversed(conv.axes), reversed(padding), strict=True)
-        for amount in (axis.low - pad, axis.high - pad)
-    ]
-    if any(uneven):
-        source = editor.call(aten.constant_pad_nd.default, source, uneven, 0.0)
+def _bias(attach: _Attach, conv: Conv) -> Node | None:
+    return attach("bias", conv.bias) if bool(conv.bias.any()) else None
+
+
+def _emit_conv(editor: Editor, attach: _Attach, conv: Conv, source: Node) -> Node:
+    """A convolution, after a pad for what its own padding cannot do."""
+    stride, dilation = ([getattr(a, name) for a in conv.axes] for name in ("stride", "dilation"))
+    if conv.transposed:
+        weight, bias = attach("weight", conv.transposed_weight()), _bias(attach, conv)
+        padding, extra = [a.low for a in conv.axes], [a.low - a.high for a in conv.axes]
+        operator = _TRANSPOSED[len(conv.axes) - 1]
+        return editor.call(
+            _overload(operator), source, weight, bias, stride, padding, extra, conv.groups, dilation
+        )
+    weight, bias = attach("weight", conv.weight), _bias(attach, conv)
+    zeros = conv.border == "zeros"
+    padding = [min(axis.low, axis.high) if zeros else 0 for axis in conv.axes]
+    if conv.geometry.is_padded_apart:
+        amounts = [
+            amount
+            for axis, pad in zip(reversed(conv.axes), reversed(padding), strict=True)
+            for amount in (axis.low - pad, axis.high - pad)
+        ]
+        if zeros:
+            source = editor.call(aten.constant_pad_nd.default, source, amounts, 0.0)
+        else:
+            source = editor.call(aten.pad.default, source, amounts, conv.border)
+    operator = _CONVS[len(conv.axes) - 1]
     return editor.call(
-        _CONVS[len(conv.axes) - 1].default,
-        source,
-        weight,
-        bias,
-        [axis.stride for axis in conv.axes],
-        padding,
-        [axis.dilation for axis in conv.axes],
-        conv.groups,
+        operator.default, source, weight, bias, stride, padding, dilation, conv.groups
     )
 
 
-def _emit_pointwise(
-    editor: Editor, attach: Callable[[str, Tensor], Node], conv: Conv, source: Node
-) -> Node:
+def _overload(operator: Any) -> Any:
+    """The one overload that takes numbers: `default` in one dimension, `input` in more."""
+    return getattr(operator, "input" if "input" in operator.overloads() else "default")
+
+
+def _emit_pointwise(editor: Editor, attach: _Attach, conv: Conv, source: Node) -> Node:
     """A per-channel map: nothing, a product, a sum, or a norm that is both."""
     scale, shift = conv.weight.reshape(-1), conv.bias
     shape = (-1, *(1,) * len(conv.axes))

@@ -26,9 +26,7 @@ def cover(model: nn.Module, x: Tensor) -> Cover:
 
 def spans(found: Cover) -> list[tuple[str, ...]]:
     """The nodes of every chosen candidate, in the graph's order."""
-    return [
-        tuple(node.name for node in sorted(candidate.span)) for _, candidate in found.chosen[::-1]
-    ]
+    return [tuple(node.name for node in sorted(candidate.span)) for candidate in found.chosen[::-1]]
 
 
 def chain(pairs: int) -> Graph:
@@ -56,24 +54,18 @@ def test_a_long_chain_takes_work_in_proportion(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(regions, "compose", counted)
     found = cheapest_cover(chain(500), PROFILES["cpu"])
     assert 1000 < calls <= 1000 * (regions._LIMIT + 2)  # and the node before, in two layouts
-    covered = [node for _, candidate in found.chosen for node in candidate.span]
+    covered = [node for candidate in found.chosen for node in candidate.span]
     assert len(covered) == len(set(covered)) > 900
-    assert max(len(candidate.span) for _, candidate in found.chosen) <= regions._SPAN
+    assert max(len(candidate.span) for candidate in found.chosen) <= regions._SPAN
 
 
-def test_a_node_keeps_one_candidate_a_source_and_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = []
-    prune = regions._prune
-
-    def recorded(found: Any) -> Any:
-        kept.append(prune(found))
-        return kept[-1]
-
-    monkeypatch.setattr(regions, "_prune", recorded)
+def test_a_node_keeps_one_candidate_a_source_and_layout() -> None:
     model = Model(lambda m, x: m.b(m.a(x)) + m.a(x) + x, a=nn.Conv2d(2, 2, 1), b=nn.Conv2d(2, 2, 1))
-    cover(model, torch.randn(1, 2, 3, 3))
-    assert kept
-    for candidates in kept:
+    search = regions._Search(PROFILES["cpu"])
+    for node in graph_of(model, torch.randn(1, 2, 3, 3)).nodes:
+        search.find(node)
+    assert search.candidates
+    for candidates in search.candidates.values():
         keys = [item.key for item in candidates]
         assert len(keys) == len(set(keys)) <= regions._LIMIT
 
@@ -111,7 +103,7 @@ def test_depthwise_then_pointwise_stay_apart_with_the_figures() -> None:
     model = Model(lambda m, x: m.b(m.a(x)), a=depthwise, b=nn.Conv2d(64, 128, 1))
     found = cover(model, torch.randn(1, 64, 32, 32))
     assert found.chosen == ()
-    ((node, reason),) = found.costly
+    ((node, reason),) = found.refused
     assert node.name == "conv2d_1"
     assert reason.startswith("2 operators as one would take 75,497,472 MACs and ")
     assert reason.endswith(" µs, more than they take apart")
@@ -143,7 +135,7 @@ def test_a_collapse_that_is_not_exact_says_why() -> None:
     )
     found = cover(model, torch.randn(1, 4, 6, 6))
     assert found.chosen == ()
-    ((node, reason),) = found.inexact
+    ((node, reason),) = found.refused
     assert node.name == "conv2d_1"
     assert reason == "its padding is zeros where the operator before, past the border, has values"
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from passfx.passes.fold_norms import FoldNorms
+from passfx.passes.collapse import Collapse
 
 Invoke = Callable[..., Result]
 SOURCE = "net.py:build"
@@ -75,7 +75,7 @@ def test_options_reach_the_file(folder: Path, invoke: Invoke) -> None:
     result = invoke(
         *("convert", "net.py:needs", "-o", "out/net.onnx", "-q", "--json", "-", "--no-verify"),
         *("--arg", "width=7", "--input-shape", "2,3,8,9", "--dynamic", "x:0,2", "--dynamic-batch"),
-        *("--input-names", "image", "--output-names", "map", "--only", "fold-norms", "--seed", "3"),
+        *("--input-names", "image", "--output-names", "map", "--only", "collapse", "--seed", "3"),
     )
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
@@ -86,7 +86,7 @@ def test_options_reach_the_file(folder: Path, invoke: Invoke) -> None:
         {"name": "map", "dtype": "float32", "shape": ["batch", 7, "x_2", 9]}
     ]
     assert report["parity"] is None
-    assert [item["name"] for item in report["passes"]] == ["fold-norms"]
+    assert [item["name"] for item in report["passes"]] == ["collapse"]
 
 
 def test_seed_decides_the_weights(folder: Path, invoke: Invoke) -> None:
@@ -143,9 +143,9 @@ def test_installed_command(folder: Path) -> None:
 
 @pytest.fixture
 def wrong_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fold-norms leaves the norm out, and its certificates are not asked."""
+    """collapse leaves the norm out, and its certificates are not asked."""
 
-    def rewrite(self: FoldNorms, editor: Any, match: Any) -> Any:
+    def rewrite(self: Collapse, editor: Any, match: Any) -> Any:
         return editor.call(match.nodes[0].target, *match.nodes[0].args)
 
     def run_passes(*args: Any, **options: Any) -> Any:
@@ -154,7 +154,7 @@ def wrong_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     import passfx.pipeline
 
     original = passfx.pipeline.run_passes
-    monkeypatch.setattr(FoldNorms, "rewrite", rewrite)
+    monkeypatch.setattr(Collapse, "rewrite", rewrite)
     monkeypatch.setattr("passfx.pipeline.run_passes", run_passes)
 
 

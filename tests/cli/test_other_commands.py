@@ -70,7 +70,7 @@ def test_inspect_shows_shortcuts_and_passes(folder: Path, invoke: Invoke) -> Non
     assert "Output       output: float32 1 × 4 × 6 × 6" in lines
     assert "identity at add, add from relu" in lines
     assert "  body  sigmoid" in lines
-    assert "fold-norms: 1 rewrite, 0 refusals" in lines
+    assert "collapse: 1 rewrite, 0 refusals" in lines
     assert any(re.fullmatch(r"  norm \(batch_norm\): .* \(error \de-\d+\)", item) for item in lines)
     assert not list(folder.rglob("*.onnx"))
 
@@ -86,7 +86,7 @@ def test_inspect_as_json(folder: Path, invoke: Invoke) -> None:
     report = json.loads(result.stdout)
     assert [item["kind"] for item in report["shortcuts"]] == ["identity"]
     assert report["onnx"] is None
-    assert "fold-norms: 1 rewrite" in result.stderr
+    assert "collapse: 1 rewrite" in result.stderr
     quiet = invoke("inspect", SOURCE, "--json", "out/report.json", "-q")
     assert (quiet.exit_code, quiet.output) == (0, "")
     assert json.loads((folder / "out" / "report.json").read_text())["source"] == SOURCE
@@ -105,7 +105,7 @@ def test_inspect_shows_refusals(folder: Path, invoke: Invoke) -> None:
         "        return self.norm(y) * torch.sigmoid(y)\n"
     )
     result = invoke("inspect", "shared.py:Shared", "--input-shape", "1x3x4x4")
-    assert "fold-norms: 0 rewrites, 1 refusal" in result.stdout
+    assert "collapse: 0 rewrites, 1 refusal" in result.stdout
     assert "  norm (batch_norm): refused, conv2d is also read by sigmoid" in result.stdout
 
 

@@ -270,6 +270,27 @@ def test_new_nodes_know_where_they_come_from(net: GraphModule) -> None:
         assert {source.pass_name for source in sources} == {"passfx.fold-test"}
 
 
+def test_an_item_is_one_result_of_an_operator_as_capture_writes_it() -> None:
+    class Halves(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return x.relu().split_with_sizes([2, 1], 1)
+
+    net = writable(nn.ReLU(), x := torch.randn(2, 3))
+    (relu,) = calls(net, aten.relu)
+    editor = Editor(net, "test", proven)
+    with editor.edit(Match(relu, (relu,), "in parts")) as edit:
+        whole = editor.call(aten.relu.default, relu.args[0])
+        parts = editor.call(aten.split_with_sizes.default, whole, [2, 1], 1)
+        items = [editor.item(parts, number) for number in range(2)]
+        edit.replacements[relu] = editor.call(aten.cat.default, items, 1)
+    assert [tensor(item).shape for item in items] == [(2, 2), (2, 1)]
+    assert edit.added[2:4] == items and editor.rewrites[0].added[2:4] == ("getitem", "getitem_1")
+    assert items[0].meta["from_node"][0].name == relu.name
+    wanted = to_text(captured(Halves(), x).graph_module).splitlines()
+    assert to_text(net).splitlines()[2:5] == wanted[2:5]
+    assert torch.equal(net(x), x.relu())
+
+
 def test_new_nodes_keep_dynamic_sizes() -> None:
     net = writable(nn.ReLU(), torch.randn(2, 3), dynamic_shapes={"input": {0: Dim.DYNAMIC}})
     (relu,) = calls(net, aten.relu)

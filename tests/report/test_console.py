@@ -39,7 +39,7 @@ REPORT = Report(
     ),
     passes=(
         PassReport(
-            "fold-norms",
+            "collapse",
             0.1,
             False,
             (Rewrite("batch_norm", "bn", "batch_norm into conv2d", ("a",), ("b",), 3.2e-16),),
@@ -81,8 +81,8 @@ def test_conversion() -> None:
         "parameters     999     990",
         "weights     4.0 kB  4.0 kB",
         "Shortcuts    1 identity, 1 projection",
-        "Undone       fold-norms at head (add): undone: relative error 1.0e-01 on random inputs",
-        "Refused      fold-norms: 1 (`passfx inspect` shows why)",
+        "Undone       collapse at head (add): undone: relative error 1.0e-01 on random inputs",
+        "Refused      collapse: 1 (`passfx inspect` shows why)",
         "Rolled back  share-common: the pass was undone: output 0 changed its shape or dtype",
         "Refused      share-common: 1 (`passfx inspect` shows why)",
         "Parity       relative error 2.0e-07 under CPUExecutionProvider, tolerated 1.2e-06 "
@@ -102,7 +102,7 @@ def test_inspection() -> None:
         "  path  conv2d_2",
         "  body  node_0 … node_8 (9)",
         "Shortcuts    1 identity, 1 projection",
-        "fold-norms: 1 rewrite, 2 refusals",
+        "collapse: 1 rewrite, 2 refusals",
         "  bn (batch_norm): batch_norm into conv2d (error 3e-16)",
         "  mul: refused, conv2d is also read by add",
         "  head (add): refused, undone: relative error 1.0e-01 on random inputs",

@@ -35,7 +35,7 @@ def test_page_shows_operators_shortcuts_passes_and_parity() -> None:
     assert page.open == []
     assert f"{report.before.nodes} → {report.after.nodes}" in text
     assert [text.count(f"{kind} ") for kind in ("identity", "projection")] == [1, 2]
-    assert "fold-norms: 8 rewrites, 0 refusals" in text
+    assert "collapse: 8 rewrites, 0 refusals" in text
     assert f"tolerated {report.parity.tolerance:.1e}" in text
     assert all(item.merge in text for item in report.shortcuts)
 

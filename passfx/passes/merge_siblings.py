@@ -1,0 +1,172 @@
+"""Siblings on one input into one operator."""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from torch import Tensor, ops
+from torch.fx import Graph, Node
+
+from passfx.analysis.cost import PROFILES, Profile, macs, node_seconds
+from passfx.graph.editor import Editor, Match, refuse
+from passfx.graph.query import arguments, constant, hint, is_call, is_constant, module_path, tensor
+from passfx.passes.base import Found, Pass
+
+aten = ops.aten
+
+_LAYERS = (aten.conv1d, aten.conv2d, aten.conv3d, aten.linear)
+_ACTIVATIONS = (
+    *(aten.relu, aten.relu6, aten.hardtanh, aten.clamp, aten.clamp_min, aten.clamp_max),
+    *(aten.sigmoid, aten.tanh, aten.silu, aten.gelu, aten.elu, aten.selu, aten.mish),
+    *(aten.softplus, aten.hardswish, aten.hardsigmoid, aten.leaky_relu),
+)
+
+
+@dataclass(frozen=True)
+class MergeSiblings(Pass):
+    """Compute layers of one input and one geometry by one operator and a split.
+
+        act(W1·x + b1), act(W2·x + b2), … = split(act([W1; W2; …]·x + [b1; b2; …]))
+
+    Siblings are convolutions that agree in kernel, stride, padding, dilation and dtype, or linear
+    layers. A missing bias counts as zeros where another sibling has one. Siblings that are each
+    read by the same activation alone are merged first, with that activation; then all of them.
+
+    Kept, or refused:
+    1. siblings that are predicted to be slower as one, because of the split, with the figures;
+    2. a weight that others read too, which would be stored twice;
+    3. siblings before an operator that reads memory as it lies (as_strided, view_as_complex),
+       because a part of a split does not lie as a tensor of its own does;
+    4. grouped and depthwise convolutions, weights that are computed from inputs, integers.
+    """
+
+    name: ClassVar[str] = "merge-siblings"
+
+    target: str = "cpu"
+
+    @classmethod
+    def for_target(cls, target: str) -> Self:
+        return cls(target)
+
+    def matches(self, graph: Graph) -> Iterator[Found]:
+        for source in graph.nodes:
+            for siblings, activations in _merges(source):
+                first, count = siblings[0], len(siblings)
+                apart, together = _seconds(siblings, activations, PROFILES[self.target])
+                figures = f"would take {together * 1e6:.1f} µs, {apart * 1e6:.1f} µs apart"
+                if together >= apart:
+                    yield refuse(first, f"{count} siblings as one {figures}")
+                elif reason := next(filter(None, map(_unsafe, siblings)), None):
+                    yield refuse(first, reason)
+                else:
+                    nodes = tuple(sorted({*siblings, *activations}))
+                    data = siblings, activations
+                    yield Match(first, nodes, f"{count} siblings as one and a split", data)
+
+    def rewrite(self, editor: Editor, match: Match) -> dict[Node, Node]:
+        siblings, activations = match.data
+        fake, path = _fake(match.at), module_path(match.at)
+        weights = [constant(arguments(node)["weight"]).double() for node in siblings]
+        biases = [arguments(node)["bias"] for node in siblings]
+        pairs = list(zip(weights, biases, strict=True))
+
+        def attach(name: str, parts: list[Tensor]) -> Node:
+            return editor.constant(torch.cat(parts), fake.dtype, f"{path}.{name}" if path else name)
+
+        bound = arguments(match.at) | {"weight": attach("weight", weights)}
+        if any(biases):
+            filled = (w.new_zeros(len(w)) if b is None else constant(b).double() for w, b in pairs)
+            bound["bias"] = attach("bias", list(filled))
+        whole = editor.call(cast(Any, match.at.target), *bound.values())
+        for node in activations[:1]:
+            whole = editor.call(node.target, whole, *node.args[1:], **node.kwargs)
+        sizes, channels = [len(weight) for weight in weights], fake.ndim + 1 - weights[0].ndim
+        parts = editor.call(aten.split_with_sizes.default, whole, sizes, channels)
+        replaced = enumerate(activations or siblings)
+        return {node: editor.item(parts, number) for number, node in replaced}
+
+
+def _merges(source: Node) -> Iterator[tuple[list[Node], list[Node]]]:
+    """Siblings and their activations: those with an activation in common, then all, without."""
+
+    def groups() -> dict[Hashable, list[Node]]:
+        return _grouped(source.users, lambda node: _geometry(node, source))
+
+    for geometry, group in groups().items():
+        alike = [same for same in _grouped(group, _activation).values() if len(same) > 1]
+        for same in alike:
+            yield same, [next(iter(node.users)) for node in same]
+        rest = groups()[geometry]  # as the merges so far have left them
+        if group not in alike and len(rest) > 1:
+            yield rest, []
+
+
+def _grouped(
+    nodes: Iterable[Node], key: Callable[[Node], Hashable | None]
+) -> dict[Hashable, list[Node]]:
+    groups = defaultdict(list)
+    for node in sorted(nodes):
+        if (found := key(node)) is not None:
+            groups[found].append(node)
+    return groups
+
+
+def _geometry(node: Node, source: Node) -> Hashable | None:
+    """What siblings agree in; None for a node that cannot be one."""
+    if not is_call(node, *_LAYERS) or not node.users or arguments(node).get("groups", 1) != 1:
+        return None
+    _, weight, bias, *rest = arguments(node).values()
+    params = [weight] if bias is None else [weight, bias]
+    if node.all_input_nodes != [source, *params] or not all(map(is_constant, params)):
+        return None
+    dtypes = {_fake(item).dtype for item in (node, *node.all_input_nodes)}
+    if len(dtypes) > 1 or not _fake(node).is_floating_point() or _fake(weight).ndim < 2:
+        return None
+    return node.target, *dtypes, tuple(_fake(weight).shape[1:]), str(rest)
+
+
+def _activation(node: Node) -> Hashable | None:
+    """The activation that alone reads a node, with its settings."""
+    user = next(iter(node.users))
+    if len(node.users) > 1 or not is_call(user, *_ACTIVATIONS) or len(user.all_input_nodes) > 1:
+        return None
+    return user.target, *list(arguments(user).values())[1:]
+
+
+def _seconds(
+    siblings: list[Node], activations: list[Node], profile: Profile
+) -> tuple[float, float]:
+    """The predicted times apart and as one; a split and an activation move all results twice."""
+    apart = sum(node_seconds(node, profile) for node in (*siblings, *activations))
+    read = {item for node in siblings for item in node.all_input_nodes}
+    results = sum(map(_bytes, siblings))
+    layer = profile.seconds(sum(map(macs, siblings)), sum(map(_bytes, read)) + results)
+    return apart, layer + (2 if activations else 1) * profile.seconds(0, 2 * results)
+
+
+def _unsafe(node: Node) -> str | None:
+    """Why a sibling must stay by itself."""
+    if len(arguments(node)["weight"].users) > 1:
+        return f"the weight of {node.name} is read by others too, and would be stored twice"
+    seen, pending = {node}, [node]
+    while pending:
+        for user in pending.pop().users:
+            if is_call(user, aten.as_strided, aten.view, aten.view_as_complex):
+                return f"{user.name} reads memory as it lies, and a part of a split lies otherwise"
+            if user not in seen and not is_call(user, aten.linear):
+                seen.add(user)
+                pending.append(user)
+    return None
+
+
+def _fake(node: Node) -> Tensor:
+    fake = tensor(node)
+    assert fake is not None
+    return fake
+
+
+def _bytes(node: Node) -> int:
+    return prod(map(hint, _fake(node).shape)) * _fake(node).element_size()

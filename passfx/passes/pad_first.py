@@ -1,0 +1,132 @@
+"""Borders that hold a bias."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, ops
+from torch.fx import Node
+from torch.nn import functional
+
+from passfx.analysis.forms import compose, forms, spatial_sizes
+from passfx.graph.editor import Editor, Match, refuse
+from passfx.graph.evaluate import evaluate
+from passfx.graph.query import arguments, hint, is_call, tensor
+from passfx.passes.base import Found, Pass
+from passfx.verify import CERTIFICATE_TOLERANCE, relative_error
+
+aten = ops.aten
+
+
+@dataclass(frozen=True)
+class _Border:
+    """Layers that read each position alone, first to last, and the amounts padded after them."""
+
+    layers: tuple[Node, ...]
+    amounts: list[int]
+
+
+class PadFirst(Pass):
+    """Write a border that holds the bias of the layers before it as zero padding of their input.
+
+    1×1 convolutions, norms and scales are y = W·x + b at each position, so they give b where x is
+    zero. A result padded with b, one value or one per channel, is therefore theirs for the padded
+    input, and `collapse` takes the padding in. This is the border of the Diverse Branch Block (Ding
+    et al., 2021), also where it is written by assigning to the four sides of a zero pad.
+
+    Kept, or refused:
+    1. a border that is not their bias, or that differs from it by more than float64 rounding;
+    2. sides that are assigned to while the size is dynamic;
+    3. a padded result that nothing affine reads, or layers whose result is read elsewhere too.
+    """
+
+    name = "pad-first"
+
+    def match(self, node: Node) -> Found:
+        pad = node
+        while is_call(pad, aten.slice_scatter):
+            assert isinstance(pad.args[0], Node)
+            pad = pad.args[0]
+        if not is_call(pad, aten.constant_pad_nd, aten.pad):
+            return None
+        bound = arguments(pad)
+        y, fake = bound["self"], tensor(bound["self"])
+        written = any(is_call(user, aten.slice_scatter) for user in node.users)
+        if bound.get("mode", "constant") != "constant" or fake is None or written:
+            return None
+        if pad is node and not bound["value"]:
+            return None
+        layers, bias = _layers(y)
+        if not layers or not any(any(forms(user)) for user in node.users):
+            return None
+        if pad is not node and None in spatial_sizes(y, fake.ndim - 2):
+            return refuse(node, "its sides are assigned to, and its size is dynamic")
+        border = _between(y, node)
+        if border is None:
+            return None
+        value = bias.reshape(-1, *(1,) * (fake.ndim - 2))
+        error = _border_error(y, node, border, bound["pad"], value)
+        if error > CERTIFICATE_TOLERANCE:
+            last = layers[-1].name
+            return refuse(node, f"its border differs from the bias of {last} by {error:.1e}")
+        nodes = tuple(sorted({*layers, *border}))
+        what = f"the border of {layers[-1].name} as padding of {layers[0].name}"
+        return Match(node, nodes, what, _Border(layers, bound["pad"]), any_size=False)
+
+    def rewrite(self, editor: Editor, match: Match) -> Node:
+        layers, amounts = match.data.layers, match.data.amounts
+        before = next(form.source for form in forms(layers[0]))
+        result = editor.call(aten.constant_pad_nd.default, before, amounts, 0.0)
+        for layer in layers:
+            given = [result if item is before else item for item in arguments(layer).values()]
+            before, result = layer, editor.call(layer.target, *given)
+        return result
+
+
+def _layers(last: Node) -> tuple[tuple[Node, ...], Tensor]:
+    """The layers up to `last` that read each position alone, and what they give for zeros."""
+    fake = tensor(last)
+    assert fake is not None
+    layers: list[Node] = []
+    form, at = None, last
+    while not layers or len(at.users) == 1:
+        found = (item for item in forms(at) if item.axes == fake.ndim - 2 and item.axes)
+        step = next((item for item in found if item.geometry.is_local), None)
+        if step is None:
+            break
+        form = step if form is None else compose(step, form)
+        layers.insert(0, at)
+        at = step.source
+    if len(last.users) > 1 or form is None:
+        return (), torch.zeros(0)
+    return tuple(layers), form.build().bias
+
+
+def _between(source: Node, node: Node) -> tuple[Node, ...] | None:
+    """What computes `node` from `source` and constants; None if something else takes part."""
+    found, pending = {node}, [node]
+    while pending:
+        for read in pending.pop().all_input_nodes:
+            if read.op not in ("call_function", "get_attr"):
+                return None
+            if read not in found and read is not source:
+                found.add(read)
+                pending.append(read)
+    inner = found - {node}
+    escapes = any(user not in found for item in inner if _varies(item) for user in item.users)
+    return None if escapes else tuple(sorted(found))
+
+
+def _varies(node: Node) -> bool:
+    return is_call(node, aten.constant_pad_nd, aten.pad, aten.slice_scatter)
+
+
+def _border_error(
+    source: Node, node: Node, between: tuple[Node, ...], amounts: list[int], bias: Tensor
+) -> float:
+    """How far the border that is written around zeros differs from the bias."""
+    fake = tensor(source)
+    assert fake is not None
+    zeros = torch.zeros([hint(size) for size in fake.shape], dtype=torch.float64)
+    values = {source: zeros}
+    evaluate(between, values)
+    return relative_error(values[node], functional.pad(zeros - bias, amounts) + bias)
