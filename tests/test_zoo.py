@@ -58,6 +58,11 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], int, dict[str, int], dict[str, int
         {"conv2d": 54, "batch_norm": 53},
         {"conv2d": 54, "batch_norm": 0, "reshape": 1},  # that of the head
     ),
+    "nfnet_l0": (
+        from_timm("nfnet_l0"), 64,
+        {"conv2d": 81, "batch_norm": 57},
+        {"conv2d": 81, "batch_norm": 0},
+    ),
     "repvgg_a0": (
         from_timm("repvgg_a0"), 64,
         {"conv2d": 44, "batch_norm": 61},

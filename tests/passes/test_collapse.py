@@ -248,7 +248,7 @@ def test_borders_that_repeat_values(mode: str) -> None:
 
     x, full = randn(2, 4, 6, 7), conv(padding=1, padding_mode=mode, bias=False)
     norms = {"before": nn.BatchNorm2d(4), "norm": nn.BatchNorm2d(4)}
-    model, graph, editor = collapse(branches, x, full=full, one=conv(4, 1), **norms)
+    model, graph, _ = collapse(branches, x, full=full, one=conv(4, 1), **norms)
     expected = Model(layer, layer=conv(padding=1, padding_mode=mode)).double()
     assert_same_structure(graph, expected, x)
     assert_preserves(graph, model, [x])
