@@ -98,7 +98,8 @@ def test_zoo(name: str) -> None:
     assert {key: report.before.ops.get(key, 0) for key in before} == before
     assert {key: report.after.ops.get(key, 0) for key in after} == after
     assert report.after.nodes <= report.before.nodes
-    assert report.after.macs <= report.before.macs
+    # a move that is predicted to be faster, as of a head before its pool of 2x2, may take more MACs
+    assert report.after.macs <= 1.001 * report.before.macs
     assert not any(run.rolled_back for run in report.passes)
     undone = [item for run in report.passes for item in run.refusals if "undone" in item.reason]
     assert not undone
@@ -130,4 +131,4 @@ def test_every_timm_family(name: str) -> None:
     report = passfx.optimize(model, (x,)).report
     assert report.parity is not None and report.parity.passed
     assert report.after.nodes <= report.before.nodes
-    assert report.after.macs <= report.before.macs
+    assert report.after.macs <= 1.01 * report.before.macs

@@ -114,27 +114,49 @@ def _einsum_macs(node: Node, out: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a device can do: multiply-accumulates and bytes per second, seconds a launch."""
+    """What a device can do with float32 operators of one image.
+
+    Attributes:
+        macs: multiply-accumulates per second, of convolutions and matrix products.
+        depthwise: the same of a convolution of each channel alone, which reuses little.
+        bandwidth: bytes per second.
+        launch: seconds that an operator takes besides.
+    """
 
     macs: float
+    depthwise: float
     bandwidth: float
     launch: float
 
-    def seconds(self, macs: float, moved: float) -> float:
+    def seconds(self, macs: float, moved: float, *, is_depthwise: bool = False) -> float:
         """The predicted time of one operator: a roofline, and a launch."""
-        return max(macs / self.macs, moved / self.bandwidth) + self.launch
+        rate = self.depthwise if is_depthwise else self.macs
+        return max(macs / rate, moved / self.bandwidth) + self.launch
 
 
+# cpu: two cores under ONNX Runtime, about what tests/benchmarks/profile_cpu.py prints; cuda: a
+# guess, not measured yet.
 PROFILES = {
-    "cpu": Profile(macs=5e10, bandwidth=2e10, launch=5e-6),
-    "cuda": Profile(macs=2e13, bandwidth=2e12, launch=4e-6),
+    "cpu": Profile(macs=4e10, depthwise=5e9, bandwidth=5e10, launch=2e-6),
+    "cuda": Profile(macs=2e13, depthwise=2e12, bandwidth=2e12, launch=4e-6),
 }
 
 
 def node_seconds(node: Node, profile: Profile) -> float:
     """The predicted time of an operator as it stands."""
     tensors = [item for item in map(tensor, [node, *node.all_input_nodes]) if item is not None]
-    return profile.seconds(macs(node), sum(_elements(t) * t.element_size() for t in tensors))
+    moved = sum(_elements(item) * item.element_size() for item in tensors)
+    return profile.seconds(macs(node), moved, is_depthwise=_is_depthwise(node))
+
+
+def _is_depthwise(node: Node) -> bool:
+    if not is_call(node, *_CONVS, *_TRANSPOSED):
+        return False
+    bound, source = arguments(node), tensor(node.args[0])
+    assert source is not None
+    weight = tensor(bound["weight"])
+    assert weight is not None
+    return bool(bound["groups"] == source.shape[1 - weight.ndim] > 1)
 
 
 def form_seconds(geometry: Geometry, source: Node, node: Node, profile: Profile) -> float:
@@ -151,7 +173,10 @@ def form_seconds(geometry: Geometry, source: Node, node: Node, profile: Profile)
     positions = _elements(x) // geometry.channels_in * geometry.channels_out
     multiplied = (positions if geometry.transposed else _elements(y)) * per_output
     size, moved = y.element_size(), _elements(x) + _elements(y) + weights
-    seconds = profile.seconds(multiplied, moved * size)
+    if geometry.is_pointwise:
+        return profile.seconds(0, moved * size)
+    is_depthwise = geometry.groups == geometry.channels_in > 1
+    seconds = profile.seconds(multiplied, moved * size, is_depthwise=is_depthwise)
     if geometry.is_padded_apart:
         seconds += profile.seconds(0, 2 * _elements(x) * size)
     return seconds

@@ -28,7 +28,7 @@ from passfx.report.console import print_conversion
 )  # fmt: skip
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True,
     help="Of the file; fp32 keeps the model's own.")  # fmt: skip
-@click.option("--rtol", type=float, default=1e-6, show_default=True,
+@click.option("--rtol", type=click.FloatRange(min=0), default=1e-6, show_default=True,
     help="Relative error tolerated beyond twice the model's own.")  # fmt: skip
 @click.option("--input-names", metavar="A,B", help="Names of the inputs in the file.")
 @click.option("--output-names", metavar="A,B", help="Names of the outputs in the file.")

@@ -14,7 +14,7 @@ from passfx.report.console import print_parity
 @click.command()
 @source_options
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
-@click.option("--rtol", type=float, default=1e-6, show_default=True,
+@click.option("--rtol", type=click.FloatRange(min=0), default=1e-6, show_default=True,
     help="Relative error tolerated beyond twice the model's own.")  # fmt: skip
 @output_options
 @reports_errors

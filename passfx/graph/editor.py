@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
@@ -136,7 +137,8 @@ class Editor:
         node = self.graph.create_node("call_function", target, args, kwargs, name=name)
         edit.added.append(node)
         fake_args, fake_kwargs = map_arg((args, kwargs), value)
-        with _fake_mode(self.graph), torch.no_grad():
+        # Without the Python dispatcher ATen infers no symbolic sizes of an interpolation.
+        with _fake_mode(self.graph), enable_python_dispatcher(), torch.no_grad():
             self._stamp(node, edit, target(*fake_args, **fake_kwargs))
         return node
 

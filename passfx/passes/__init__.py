@@ -5,7 +5,11 @@ from passfx.passes.collapse import Collapse
 from passfx.passes.compose_clips import ComposeClips
 from passfx.passes.fold_constants import FoldConstants
 from passfx.passes.merge_siblings import MergeSiblings
+from passfx.passes.move_pools import MovePools
+from passfx.passes.move_upsamples import MoveUpsamples
+from passfx.passes.norm_before_cat import NormBeforeCat
 from passfx.passes.pad_first import PadFirst
+from passfx.passes.pool_first import PoolFirst
 from passfx.passes.remove_noops import RemoveNoops
 from passfx.passes.remove_unused import RemoveUnused
 from passfx.passes.share_common import ShareCommon
@@ -15,6 +19,10 @@ PASSES: tuple[type[Pass], ...] = (
     PadFirst,
     FoldConstants,
     RemoveNoops,
+    PoolFirst,
+    MovePools,
+    MoveUpsamples,
+    NormBeforeCat,
     Collapse,
     ComposeClips,
     ShareCommon,

@@ -1,0 +1,113 @@
+"""Norms of concatenated channels into what computes the parts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import ClassVar, Self
+
+from torch import ops
+from torch.fx import Node
+
+from passfx.analysis.commute import (
+    ChannelMap,
+    absorbs,
+    channel_map,
+    elements,
+    is_layer,
+    rebound,
+)
+from passfx.analysis.cost import PROFILES
+from passfx.analysis.forms import forms
+from passfx.graph.editor import Editor, Match, refuse
+from passfx.graph.query import is_call, tensor
+from passfx.passes.base import Found, Pass
+
+aten = ops.aten
+
+
+@dataclass(frozen=True)
+class NormBeforeCat(Pass):
+    """Apply a map of each channel to the parts of a concatenation, where their layers take it in.
+
+        scale·cat(x1, x2, …) + shift = cat(scale1·x1 + shift1, scale2·x2 + shift2, …)
+
+    A norm in eval mode, or arithmetic by a constant a channel or one number, maps each channel
+    alone, so each part can have its slice of it. A part that comes from a layer, a norm or an
+    average pool, and goes nowhere else, takes its slice in for nothing; the others keep a map of
+    their own, which reads and writes the same bytes but is one launch more.
+
+    Kept, or refused:
+    1. maps of their own that are predicted to take longer than the one, with the figures;
+    2. a concatenation that others read too;
+    3. a map that folds into the layer after it;
+    4. concatenations along another axis, of dynamic sizes, of mixed types, or with a part twice.
+    """
+
+    name: ClassVar[str] = "norm-before-cat"
+
+    target: str = "cpu"
+
+    @classmethod
+    def for_target(cls, target: str) -> Self:
+        return cls(target)
+
+    def match(self, node: Node) -> Found:
+        affine = channel_map(node)
+        slices = dict(_slices(affine.source)) if affine else {}
+        own = [part for part in slices if len(part.users) > 1 or not absorbs(part)]
+        if affine is None or len(own) == len(slices) or _folds_forward(affine):
+            return None
+        others = [user.name for user in affine.source.users if user is not node]
+        if others:
+            return refuse(node, f"{affine.source.name} is also read by {', '.join(others)}")
+        profile, total = PROFILES[self.target], elements(node)
+        now = affine.seconds(total, profile)
+        then = sum(affine.seconds(elements(p), profile, elements(p) / total) for p in own)
+        figures = f"{then * 1e6:.1f} µs instead of {now * 1e6:.1f} µs"
+        taken = f"{len(slices) - len(own)} of the {len(slices)} parts take {node.name} in"
+        if then >= now:
+            return refuse(node, f"only {taken}, the others would need maps of their own: {figures}")
+        return Match(node, (affine.source, node), f"{taken}: {figures}", (affine, slices))
+
+    def rewrite(self, editor: Editor, match: Match) -> Node:
+        affine: ChannelMap
+        slices: dict[Node, slice]
+        affine, slices = match.data
+        parts = []
+        for part, channels in slices.items():
+            fake = tensor(part)
+            assert fake is not None
+            new = {affine.source: part}
+            for read, exact in affine.operands(fake.ndim, channels).items():
+                new[read] = editor.constant(exact, fake.dtype, str(read.target))
+            target, args, kwargs = rebound(affine.node, new)
+            parts.append(editor.call(target, *args, **kwargs))
+        return editor.call(aten.cat.default, parts, 1)
+
+
+def _slices(cat: Node) -> Iterator[tuple[Node, slice]]:
+    """The parts of a concatenation of channels, and which channels they are."""
+    out = tensor(cat)
+    if out is None or not is_call(cat, aten.cat):
+        return
+    parts = cat.args[0]
+    dim = cat.args[1] if len(cat.args) > 1 else 0
+    assert isinstance(parts, list | tuple)
+    fakes = [fake for fake in map(tensor, parts) if fake is not None]
+    if not isinstance(dim, int) or dim % out.ndim != 1 or len({*parts}) < len(parts):
+        return
+    if any(fake.ndim != out.ndim or fake.dtype != out.dtype for fake in fakes):
+        return
+    counts = [fake.shape[1] for fake in fakes]
+    if all(isinstance(count, int) for count in counts):
+        ends = pairwise(accumulate(counts, initial=0))
+        yield from ((part, slice(*end)) for part, end in zip(parts, ends, strict=True))
+
+
+def _folds_forward(affine: ChannelMap) -> bool:
+    """Whether the map folds into the one layer that reads it; a shift does not through padding."""
+    readers = list(affine.node.users)
+    if len(readers) != 1 or not is_layer(readers[0]) or readers[0].args[0] is not affine.node:
+        return False
+    axes = [axis for form in forms(readers[0]) for axis in form.geometry.axes]
+    return not affine.is_biased or all(axis.low <= 0 and axis.high <= 0 for axis in axes)
