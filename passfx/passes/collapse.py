@@ -27,12 +27,14 @@ _Attach = Callable[[str, Tensor], Node]
 class Collapse(Pass):
     """Collapse every affine region into the operators that take the least predicted time.
 
-    Convolutions, linear layers, norms in eval mode, scales, biases, average pools, zero pads,
-    crops, and sums of them are one algebra: each is y = W·x + b with a kernel, a stride and a
-    padding. Chains are composed and branches of one input are added, wherever that is exact for
-    the sizes at hand and predicted to be faster on the target: conv + norm, RepVGG and MobileOne
-    branches, skip paths, LayerScale, pad + conv. A composition that costs more than its parts,
-    such as depthwise then pointwise, is left apart.
+    Convolutions, linear layers, norms in eval mode, scales, biases, average pools, pads, crops,
+    space-to-depth, and sums and stacks of them are one algebra: each is y = W·x + b with a kernel,
+    a stride and a padding, of zeros or of reflected, replicated or circular values. Chains are
+    composed and branches of one input are added or stacked, wherever that is exact for the sizes at
+    hand and predicted to be faster on the target: conv + norm, RepVGG and MobileOne branches, skip
+    paths, LayerScale, pad + conv. A norm that several layers read goes into all of them, if each
+    can take it. A composition that costs more than its parts, such as depthwise then pointwise, is
+    left apart.
 
     Kept, or refused:
     1. a value that is read outside its region, or is an output of the model, stays;
@@ -40,7 +42,8 @@ class Collapse(Pass):
     3. a bias that would leak over a zero border;
     4. a collapse that is predicted to be slower, with the figures;
     5. norms on the statistics of the batch, pools that count no padding or round sizes up,
-       constants of another dtype, and weights that are computed from inputs are not affine.
+       constants of another dtype, and weights that are computed in the graph are not affine;
+    6. a transposed convolution composes with maps of its channels alone.
     """
 
     name: ClassVar[str] = "collapse"

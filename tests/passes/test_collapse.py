@@ -428,6 +428,13 @@ def test_refuses_4_what_is_predicted_to_be_slower() -> None:
     assert found.reason.startswith("2 operators as one would take 75,497,472 MACs and ")
 
 
+def test_refuses_5_a_norm_of_another_dtype() -> None:
+    model = Model(lambda m, x: m.norm(m.layer(x)), layer=conv().bfloat16(), norm=nn.BatchNorm2d(4))
+    graph, editor = apply(Collapse(), randomize(model), torch.randn(2, 4, 5, 6).bfloat16())
+    assert ops(graph) == {"conv2d": 1, "batch_norm": 1}
+    assert [item.reason for item in editor.refusals] == ["it computes in bfloat16 and float32"]
+
+
 def test_refuses_a_weight_that_overflows() -> None:
     layer = nn.Conv2d(1, 1, 1, bias=False)
     nn.init.constant_(layer.weight, 4000.0)
@@ -550,6 +557,12 @@ class Step:
         start, step = self.draw(st.integers(0, 1)), self.draw(st.integers(1, 2))
         return lambda _, values: values[at][:, :, start::step]
 
+    def stack(self, at: int, other: int) -> Function:
+        number = len(self.program.parts)
+        kind = (nn.Conv1d, nn.Conv2d)[self.rank - 1]
+        self.program.parts.append(kind(8, 4, 1))
+        return lambda parts, values: parts[number](torch.cat([values[at], values[other]], 1))
+
     def add(self, at: int, other: int) -> Function:
         alpha = self.draw(st.sampled_from([1, -1, 0.5]))
         return lambda _, values: torch.add(values[at], values[other], alpha=alpha)
@@ -568,7 +581,8 @@ def programs(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
         at = draw(st.integers(max(0, len(values) - 3), len(values) - 1))
         same = [n for n, item in enumerate(values) if n != at and item.shape == values[at].shape]
         if same and draw(st.booleans()):
-            function = step.add(at, draw(st.sampled_from(same)))
+            join = draw(st.sampled_from([step.add, step.add, step.stack]))
+            function = join(at, draw(st.sampled_from(same)))
         else:
             function = draw(st.sampled_from(single))(at, values[at])
         parts = [part.double() for part in program.parts]
