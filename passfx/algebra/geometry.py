@@ -51,6 +51,8 @@ class Axis:
 
     def then(self, after: "Axis") -> "Axis":
         """The composition: offsets add up as offset1 + stride1 · offset2."""
+        if self == Axis():  # keeps the dilation of one tap, which bounds an output padding
+            return after
         step = math.gcd(self.step, self.stride * after.step)
         low, high = self.low + self.stride * after.low, self.high + self.stride * after.high
         last = self.last + self.stride * after.last

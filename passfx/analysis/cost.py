@@ -167,7 +167,8 @@ def form_seconds(geometry: Geometry, source: Node, node: Node, profile: Profile)
     x, y = tensor(source), tensor(node)
     assert x is not None
     assert y is not None
-    taps = math.prod(axis.uncropped.taps for axis in geometry.axes)
+    axes = geometry.axes
+    taps = math.prod(a.taps if geometry.transposed else a.uncropped.taps for a in axes)
     per_output = geometry.channels_in // geometry.groups * taps
     weights = geometry.channels_out * per_output
     positions = _elements(x) // geometry.channels_in * geometry.channels_out

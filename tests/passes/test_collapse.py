@@ -213,6 +213,13 @@ def test_transposed_convolutions_take_norms_after_and_scales_before(transposed: 
     assert_preserves(graph, model, [x])
 
 
+def test_an_output_padding_that_only_the_dilation_allows() -> None:
+    part = nn.ConvTranspose2d(4, 6, 1, dilation=2, output_padding=1)
+    model, graph, _ = collapse(lambda m, x: m.layer(x) / 3, x := randn(2, 4, 3, 5), layer=part)
+    assert ops(graph) == {"conv_transpose2d": 1}
+    assert_preserves(graph, model, [x])
+
+
 def focus(x: Tensor) -> Tensor:
     """YOLOv5's slices."""
     corners = (x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2])
