@@ -32,10 +32,14 @@ def convert(
     target: str = "cpu",
     precision: str = "fp32",
     opset: int = 20,
+    epilogues: bool | None = None,
+    fp16_io: bool = False,
+    accuracy: float | None = None,
+    calibration: str | PathLike[str] | None = None,
     skip: Collection[str] = (),
     only: Collection[str] | None = None,
     verify: bool = True,
-    rtol: float = 1e-6,
+    rtol: float | None = None,
     seed: int = 0,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
@@ -53,7 +57,8 @@ def convert(
         dynamic_axes: the axes of each input (a parameter of `forward`) that may vary.
         dynamic_shapes: both in `torch.export.export`'s own form, instead of them.
         target, skip, only, verify: as in `passfx.optimize`.
-        precision, opset, rtol, input_names, output_names: as in `Optimized.export`.
+        precision, opset, epilogues, fp16_io, accuracy, calibration, rtol, input_names,
+            output_names: as in `Optimized.export`.
         seed: of random weights, inputs and samples.
         progress: told the name of each stage as it starts.
 
@@ -61,7 +66,7 @@ def convert(
         SourceError, CaptureError, VerificationError, ExportError, RuntimeUnavailableError: the
             message says what to do; no file is left behind.
     """
-    check_export(Path(path), precision, opset)
+    check_export(Path(path), precision, opset, target, epilogues)
     optimized = load_and_optimize(
         source,
         args,
@@ -80,6 +85,10 @@ def convert(
         path,
         precision,
         opset,
+        epilogues=epilogues,
+        fp16_io=fp16_io,
+        accuracy=accuracy,
+        calibration=calibration,
         verify=verify,
         rtol=rtol,
         seed=seed,

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from passfx.analysis import shortcuts as shortcut_analysis
 from passfx.analysis.cost import graph_cost
 from passfx.analysis.shortcuts import Shortcut
 from passfx.capture import Captured, capture
-from passfx.errors import ExportError, PassfxError, SourceError, VerificationError
+from passfx.errors import ExportError, SourceError, VerificationError
+from passfx.files import check_writable
+from passfx.graph.editor import Refusal, Rewrite
 from passfx.graph.evaluate import run_flat
 from passfx.graph.query import tensor, value
 from passfx.pipeline import choose_passes, optimize_graph
@@ -29,6 +32,10 @@ from passfx.verify import Parity, parity
 TARGETS = ("cpu", "cuda")
 PRECISIONS = ("fp32", "fp16", "bf16")
 OPSETS = range(18, 26)
+HALVES = {"fp16": "float16", "bf16": "bfloat16"}
+# What a file may add to twice the model's own error, where nothing else is asked for: the unit
+# roundoff of fp16 is 2^-11, that of bf16 eight times as large.
+DEFAULT_RTOL = {"fp32": 1e-6, "fp16": 1e-2, "bf16": 8e-2}
 
 Progress = Callable[[str], None]
 
@@ -59,8 +66,12 @@ class Optimized:
         precision: str = "fp32",
         opset: int = 20,
         *,
+        epilogues: bool | None = None,
+        fp16_io: bool = False,
+        accuracy: float | None = None,
+        calibration: str | PathLike[str] | None = None,
         verify: bool = True,
-        rtol: float = 1e-6,
+        rtol: float | None = None,
         seed: int = 0,
         input_names: Sequence[str] | None = None,
         output_names: Sequence[str] | None = None,
@@ -68,12 +79,23 @@ class Optimized:
     ) -> Report:
         """Write the optimised model as ONNX and prove the file under ONNX Runtime.
 
+        A file in fp16 or bf16 is proven with each of its results rounded to that precision, because
+        the CPU provider computes such files in float32 and leaves the rounding out.
+
         Args:
             path: the file to write; weights of more than 2 GB go to `path` + ".data" beside it.
-            precision: "fp32" keeps every dtype as it is in the model.
+            precision: "fp32" keeps every dtype as it is in the model; "fp16" and "bf16" keep
+                operators in float32 that would overflow or lose too much, and report them.
             opset: the ONNX operator set, 18 to 25.
+            epilogues: write convolution, bias, shortcut and relu as one com.microsoft.FusedConv,
+                which only ONNX Runtime runs; by default for the target "cuda" in fp32.
+            fp16_io: inputs and outputs in half precision too.
+            accuracy: the relative error that one operator may add by half precision.
+            calibration: an .npz file with an array of samples for each input, from which ranges
+                are taken; by default the example inputs and random ones like them.
             verify: run the file on sample inputs and compare with the captured model in float64.
-            rtol: how much further from it than twice the original model's own error it may be.
+            rtol: how much further from it than twice the original model's own error it may be; by
+                default 1e-6, for fp16 1e-2 and for bf16 8e-2.
             seed: of the sample inputs.
             input_names, output_names: one per flat tensor; by default the parameters of `forward`
                 and the keys of its result ("output" where it has none).
@@ -86,37 +108,71 @@ class Optimized:
             VerificationError: the file disagrees with the model; nothing is left behind.
             RuntimeUnavailableError: `verify` needs onnxruntime, which is not installed.
         """
+        from passfx.export.calibration import calibration_samples
+        from passfx.export.epilogue import fuse_epilogues
         from passfx.export.onnx import export_onnx, staged
-        from passfx.runtime.session import require_onnxruntime
+        from passfx.export.precision import lower_precision
+        from passfx.runtime.parity import file_parity
+        from passfx.runtime.session import require_onnxruntime, run_model
 
         path = Path(path)
-        check_export(path, precision, opset)
-        if verify:
+        check_export(path, precision, opset, self.report.target, epilogues)
+        if precision != "fp32":
             require_onnxruntime()
+        elif verify:
+            require_onnxruntime("pass --no-verify (verify=False)")
+        if epilogues is None:
+            epilogues = self.report.target == "cuda" and precision == "fp32"
+        rtol = DEFAULT_RTOL[precision] if rtol is None else rtol
         seconds = dict(self.report.seconds)
         proof: Parity | None = None
         progress("export")
         with _writing(path), ExitStack() as stack:
             with timed(seconds, "export"):
-                program = export_onnx(
+                model = export_onnx(
                     self.module,
                     self.captured,
                     opset=opset,
                     input_names=input_names,
                     output_names=output_names,
                 )
-                written, summary = stack.enter_context(staged(program, path))
+                passes = [*self.report.passes]
+                if precision != "fp32":
+                    samples = calibration_samples(
+                        self.captured,
+                        [str(item.name) for item in model.graph.inputs],
+                        None if calibration is None else Path(calibration),
+                        seed,
+                    )
+                    lower = partial(
+                        lower_precision,
+                        precision=precision,
+                        samples=samples,
+                        run=run_model,
+                        target=self.report.target,
+                        half_io=fp16_io,
+                        accuracy=accuracy,
+                    )
+                    passes.append(_run_on_file("lower-precision", lower, model))
+                if epilogues:
+                    passes.append(_run_on_file("fuse-epilogues", fuse_epilogues, model))
+                written, summary = stack.enter_context(staged(model, path))
             if verify:
                 progress("verify")
                 with timed(seconds, "verify"):
-                    proof = _file_parity(self.captured, written, rtol, seed)
+                    proof = file_parity(
+                        self.captured, written, rtol=rtol, seed=seed, precision=precision
+                    )
                 check_parity(proof)
+        inputs = _renamed(self.report.inputs, input_names)
+        outputs = _renamed(self.report.outputs, output_names)
         return replace(
             self.report,
             opset=opset,
             precision=precision,
-            inputs=_renamed(self.report.inputs, input_names),
-            outputs=_renamed(self.report.outputs, output_names),
+            inputs=_halved(inputs, precision) if fp16_io else inputs,
+            outputs=_halved(outputs, precision) if fp16_io else outputs,
+            passes=tuple(passes),
             parity=proof,
             onnx=OnnxReport(str(path), *summary),
             seconds=seconds,
@@ -244,8 +300,12 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds["total"] = sum(value for key, value in seconds.items() if key != "total")
 
 
-def prove_file(optimized: Optimized, path: Path, *, rtol: float = 1e-6, seed: int = 0) -> Report:
+def prove_file(
+    optimized: Optimized, path: Path, *, rtol: float | None = None, seed: int = 0
+) -> Report:
     """Prove an ONNX file against a captured model; the report with `parity` and `onnx` filled in.
+
+    A file in half precision of a model that is not is proven as `Optimized.export` proves it.
 
     Raises:
         ExportError: the file cannot be read, or its inputs or outputs are not the model's.
@@ -253,40 +313,35 @@ def prove_file(optimized: Optimized, path: Path, *, rtol: float = 1e-6, seed: in
         RuntimeUnavailableError: onnxruntime is not installed.
     """
     from passfx.export.onnx import summarize
+    from passfx.runtime.parity import file_parity
 
     seconds = dict(optimized.report.seconds)
     opset, summary = summarize(path)
-    _check_signature(path, optimized.report)
+    precision = _file_precision(path, optimized)
+    _check_signature(path, optimized.report, precision)
+    rtol = DEFAULT_RTOL[precision] if rtol is None else rtol
     with timed(seconds, "verify"):
-        proof = _file_parity(optimized.captured, path, rtol, seed)
+        proof = file_parity(optimized.captured, path, rtol=rtol, seed=seed, precision=precision)
     check_parity(proof)
     onnx = OnnxReport(str(path), *summary)
-    return replace(optimized.report, opset=opset, parity=proof, onnx=onnx, seconds=seconds)
+    return replace(
+        optimized.report,
+        opset=opset,
+        precision=precision,
+        parity=proof,
+        onnx=onnx,
+        seconds=seconds,
+    )
 
 
-def _file_parity(captured: Captured, path: Path, rtol: float, seed: int) -> Parity:
-    from passfx.runtime.session import open_session
-
-    with _running(path):
-        session = open_session(path)
-
-    def run(inputs: Sequence[Any]) -> list[torch.Tensor]:
-        with _running(path):
-            return session.run(_tensors(inputs))
-
-    return parity(captured, run, provider=session.provider, rtol=rtol, seed=seed)
-
-
-@contextmanager
-def _running(path: Path) -> Iterator[None]:
-    """What ONNX Runtime raises is about the file."""
-    try:
-        yield
-    except PassfxError:
-        raise
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise ExportError(f"{path.name} does not run: {type(error).__name__}: {reason}") from error
+def _run_on_file(
+    name: str, rewrite: Callable[[Any], tuple[list[Rewrite], list[Refusal]]], model: Any
+) -> PassReport:
+    """Rewrite an ONNX model in place, and report it as the passes over the graph are reported."""
+    started = time.perf_counter()
+    rewrites, refusals = rewrite(model)
+    seconds = time.perf_counter() - started
+    return PassReport(name, seconds, False, tuple(rewrites), tuple(refusals))
 
 
 @contextmanager
@@ -298,11 +353,26 @@ def _writing(path: Path) -> Iterator[None]:
         raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _check_signature(path: Path, report: Report) -> None:
-    """Refuse a file whose inputs or outputs differ from the model's in number, dtype or shape."""
-    import onnx
+def _file_precision(path: Path, optimized: Optimized) -> str:
+    """The precision of a file's weights, as far as it is not the model's own."""
+    from passfx.export.onnx import load_graph
 
-    graph = onnx.load(path, load_external_data=False).graph
+    weights = load_graph(path).graph.initializer
+    nodes = optimized.captured.graph_module.graph.nodes
+    own = {
+        str(item.dtype).removeprefix("torch.") for item in map(tensor, nodes) if item is not None
+    }
+    for precision, dtype in HALVES.items():
+        if dtype not in own and any(_dtype_name(item.data_type) == dtype for item in weights):
+            return precision
+    return "fp32"
+
+
+def _check_signature(path: Path, report: Report, precision: str) -> None:
+    """Refuse a file whose inputs or outputs differ from the model's in number, dtype or shape."""
+    from passfx.export.onnx import load_graph
+
+    graph = load_graph(path).graph
     weights = {item.name for item in graph.initializer}
     inputs = [item for item in graph.input if item.name not in weights]
     for kind, own, given in (
@@ -310,7 +380,10 @@ def _check_signature(path: Path, report: Report) -> None:
         ("outputs", report.outputs, graph.output),
     ):
         found = list(map(_tensor_info, given))
-        if len(found) != len(own) or not all(map(_agree, found, own)):
+        halved = _halved(own, precision)
+        if len(found) != len(own) or not (
+            all(map(_agree, found, own)) or all(map(_agree, found, halved))
+        ):
             raise ExportError(
                 f"{path} has the {kind} {_listed(found)}, but the model has {_listed(own)}; "
                 "give the options that it was made with"
@@ -319,15 +392,24 @@ def _check_signature(path: Path, report: Report) -> None:
 
 def _tensor_info(item: Any) -> TensorInfo:
     """An input or output of an ONNX graph; a size that is not known is "?"."""
-    import onnx
-
     tensor_type = item.type.tensor_type
     sizes = [
         size.dim_value if size.HasField("dim_value") else size.dim_param or "?"
         for size in tensor_type.shape.dim
     ]
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
-    return TensorInfo(item.name, dtype.name, tuple(sizes))
+    return TensorInfo(item.name, _dtype_name(tensor_type.elem_type), tuple(sizes))
+
+
+def _dtype_name(element_type: int) -> str:
+    import onnx
+
+    return str(onnx.helper.tensor_dtype_to_np_dtype(element_type).name)
+
+
+def _halved(infos: tuple[TensorInfo, ...], precision: str) -> tuple[TensorInfo, ...]:
+    """Inputs or outputs as `fp16_io` makes them."""
+    half = HALVES.get(precision, "float32")
+    return tuple(replace(info, dtype=half) if info.dtype == "float32" else info for info in infos)
 
 
 def _agree(found: TensorInfo, own: TensorInfo) -> bool:
@@ -386,7 +468,9 @@ class PassTransformer:
         return optimize(self.module, self._args, self._kwargs).module
 
 
-def check_export(path: Path, precision: str, opset: int) -> None:
+def check_export(
+    path: Path, precision: str, opset: int, target: str, epilogues: bool | None = None
+) -> None:
     """Refuse what cannot be written before any work is done.
 
     Raises:
@@ -395,25 +479,17 @@ def check_export(path: Path, precision: str, opset: int) -> None:
     check_writable(path)
     if precision not in PRECISIONS:
         raise ExportError(f"the precision {precision!r} is not one of {', '.join(PRECISIONS)}")
-    if precision != "fp32":
+    if precision == "bf16" and target == "cpu":
         raise ExportError(
-            f"--precision {precision} is not supported yet; convert the model itself "
-            "(model.half()) or leave it at fp32"
+            "ONNX Runtime's CPU provider has no bfloat16 kernels; use --precision fp16, or "
+            "--target cuda"
+        )
+    if epilogues and precision != "fp32":
+        raise ExportError(
+            "FusedConv has kernels for fp32 only: --epilogues is for --precision fp32"
         )
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} is not supported: {OPSETS[0]} to {OPSETS[-1]} are")
-
-
-def check_writable(path: Path) -> None:
-    """Refuse a place where no file can be.
-
-    Raises:
-        ExportError: it is a folder, or its own folder does not exist.
-    """
-    if path.is_dir():
-        raise ExportError(f"{path} is a folder; give the name of the file to write")
-    if not path.parent.is_dir():
-        raise ExportError(f"the folder {path.parent} does not exist; create it first")
 
 
 def check_parity(proof: Parity) -> None:

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "passfx"
 ROOMS = (
     ("version",),
     ("errors",),
+    ("files",),
     ("algebra", "graph"),
     ("source", "capture", "analysis"),
     ("passes", "verify"),
@@ -21,7 +22,7 @@ ROOMS = (
     ("runtime",),
     ("report",),
     ("optimized",),
-    ("convert",),
+    ("convert", "compare"),
     ("cli",),
 )
 # Passes certify their rewrites by default.
@@ -129,8 +130,15 @@ WRITES = {
     "update_kwarg", "insert_arg", "prepend", "inserting_before", "inserting_after",
     "eliminate_dead_code", "register_buffer", "register_parameter",
 }  # fmt: skip
-# capture builds the graph, export/onnx builds a new one for the exporter.
-WRITERS = {"graph/editor.py", "capture.py", "export/onnx.py"}
+# capture builds the graph, export/onnx builds a new one for the exporter; its neighbours rewrite
+# ONNX graphs, which torch.fx does not know.
+WRITERS = {
+    "graph/editor.py",
+    "capture.py",
+    "export/onnx.py",
+    "export/epilogue.py",
+    "export/precision.py",
+}
 
 
 def test_only_the_editor_writes_graphs() -> None:

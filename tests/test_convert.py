@@ -344,7 +344,7 @@ def test_wrong_options_are_refused_before_any_work(tmp_path: Path) -> None:
     model, inputs = Never(), (torch.zeros(1),)
     for options, error in (
         ({"opset": 9}, ExportError),
-        ({"precision": "fp16"}, ExportError),
+        ({"precision": "bf16"}, ExportError),
         ({"target": "tpu"}, SourceError),
         ({"skip": ["nope"]}, SourceError),
     ):

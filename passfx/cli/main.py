@@ -5,10 +5,12 @@ from typing import Any
 
 import click
 
+from passfx.cli.bench import bench
 from passfx.cli.convert import convert
 from passfx.cli.doctor import doctor
 from passfx.cli.inspect import inspect
 from passfx.cli.passes import passes
+from passfx.cli.tune import tune
 from passfx.cli.verify import verify
 from passfx.version import __version__
 
@@ -43,6 +45,8 @@ def main(context: click.Context) -> None:
     \b
     passfx convert timm:resnet50d -o resnet50d.onnx
     passfx inspect my_model.py:build --input-shape 1x3x224x224
+    passfx tune resnet50d.onnx
+    passfx bench timm:resnet50d
 
     Exit codes: 0 done; 1 the result failed verification; 2 bad usage or bad input.
     """
@@ -50,5 +54,5 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (convert, inspect, verify, passes, doctor):
+for command in (convert, inspect, verify, tune, bench, passes, doctor):
     main.add_command(command)

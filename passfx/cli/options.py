@@ -2,9 +2,7 @@
 
 import functools
 import json
-import os
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,13 +13,25 @@ import click
 from rich.console import Console
 
 from passfx.convert import load_and_optimize
-from passfx.errors import ExportError, PassfxError, SourceError, VerificationError
-from passfx.optimized import TARGETS, Optimized, Plan, Progress, check_writable
+from passfx.errors import PassfxError, SourceError, VerificationError
+from passfx.files import check_writable, write_text
+from passfx.optimized import TARGETS, Optimized, Plan, Progress
 from passfx.report.html import to_html
 from passfx.report.model import Report
 from passfx.source import parse_argument
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+seed_option = click.option(
+    "--seed", type=int, default=0, show_default=True,
+    help="Seed of random weights, inputs and samples.",
+)  # fmt: skip
+
+rtol_option = click.option(
+    "--rtol", type=click.FloatRange(min=0),
+    help="Relative error tolerated beyond twice the model's own.  [default: 1e-6; fp16 1e-2, "
+    "bf16 8e-2]",
+)  # fmt: skip
 
 _SOURCE_OPTIONS = (
     click.argument("source"),
@@ -42,10 +52,7 @@ _SOURCE_OPTIONS = (
         "--dynamic", "dynamic_axes", multiple=True, metavar="NAME:0,2,3",
         help="Let these axes of an input vary; repeatable.",
     ),
-    click.option(
-        "--seed", type=int, default=0, show_default=True,
-        help="Seed of random weights, inputs and samples.",
-    ),
+    seed_option,
 )  # fmt: skip
 
 _PASS_OPTIONS = (
@@ -71,6 +78,38 @@ _OUTPUT_OPTIONS = (
 )  # fmt: skip
 
 
+def _parse_batches(_: click.Context, __: click.Parameter, text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        sizes = [int(size) for size in text.split(",")]
+    except ValueError:
+        sizes = [0]
+    if min(sizes) < 1:
+        raise click.BadParameter(f"{text!r} is not of the form 1,8,32")
+    return list(dict.fromkeys(sizes))
+
+
+_RUNTIME_OPTIONS = (
+    click.option(
+        "--provider", type=click.Choice(TARGETS), default="cpu", show_default=True,
+        help="Of ONNX Runtime, and the device of PyTorch.",
+    ),
+    click.option(
+        "--device", type=click.IntRange(min=0), default=0, show_default=True,
+        help="Number of the GPU.",
+    ),
+    click.option(
+        "--batch", "batches", metavar="1,8,32", callback=_parse_batches,
+        help="Batch sizes; by default that of the file or of the example inputs.",
+    ),
+    click.option(
+        "--input-shape", "shapes", multiple=True, metavar="[NAME:]1x3x224x224",
+        help="Shape of an input; repeatable, one for each input.",
+    ),
+)  # fmt: skip
+
+
 def _stack(options: tuple[Callable[..., Any], ...]) -> Callable[[_Command], _Command]:
     def decorate(function: _Command) -> _Command:
         return functools.reduce(lambda inner, option: option(inner), reversed(options), function)
@@ -81,6 +120,7 @@ def _stack(options: tuple[Callable[..., Any], ...]) -> Callable[[_Command], _Com
 source_options = _stack(_SOURCE_OPTIONS)
 pass_options = _stack(_PASS_OPTIONS)
 output_options = _stack(_OUTPUT_OPTIONS)
+runtime_options = _stack(_RUNTIME_OPTIONS)
 
 
 class Output:
@@ -112,24 +152,17 @@ class Output:
         """The report, as `--json` and `--report` ask for it; a file whole or not at all."""
         if self._html_path is not None:
             write_text(self._html_path, to_html(report))
+        self.write_json(report.to_dict())
+
+    def write_json(self, found: dict[str, Any]) -> None:
+        """Plain values, as `--json` asks for them."""
         if self._json_path is None:
             return
-        text = json.dumps(_finite(report.to_dict()), indent=2, allow_nan=False) + "\n"
+        text = json.dumps(_finite(found), indent=2, allow_nan=False, default=str) + "\n"
         if self._json_path == "-":
             sys.stdout.write(text)
         else:
             write_text(Path(self._json_path), text)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".passfx-") as folder:
-            written = Path(folder) / path.name
-            written.write_text(text, encoding="utf-8")
-            os.replace(written, path)
-    except OSError as error:
-        raise ExportError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _finite(item: Any) -> Any:

@@ -5,7 +5,14 @@ from typing import Any
 
 import click
 
-from passfx.cli.options import Output, load, output_options, reports_errors, source_options
+from passfx.cli.options import (
+    Output,
+    load,
+    output_options,
+    reports_errors,
+    rtol_option,
+    source_options,
+)
 from passfx.errors import ExportError
 from passfx.optimized import prove_file
 from passfx.report.console import print_parity
@@ -14,14 +21,13 @@ from passfx.report.console import print_parity
 @click.command()
 @source_options
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
-@click.option("--rtol", type=click.FloatRange(min=0), default=1e-6, show_default=True,
-    help="Relative error tolerated beyond twice the model's own.")  # fmt: skip
+@rtol_option
 @output_options
 @reports_errors
 def verify(
     source: str,
     model: Path,
-    rtol: float,
+    rtol: float | None,
     seed: int,
     json_path: str | None,
     html_path: Path | None,

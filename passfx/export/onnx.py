@@ -96,7 +96,7 @@ def export_onnx(
     opset: int = 20,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
-) -> "torch.onnx.ONNXProgram":
+) -> ir.Model:
     """Translate a rewritten graph to ONNX, in memory.
 
     Args:
@@ -132,11 +132,12 @@ def export_onnx(
     except Exception as error:
         raise ExportError(_explain(error)) from error
     assert program is not None
-    _name_dims(program.model, captured)
-    program.model.producer_name = "passfx"
-    program.model.producer_version = __version__
-    program.model.metadata_props["passfx.version"] = __version__
-    return program
+    model = program.model
+    _name_dims(model, captured)
+    model.producer_name = "passfx"
+    model.producer_version = __version__
+    model.metadata_props["passfx.version"] = __version__
+    return model
 
 
 def _is_bfloat16(node: Node) -> bool:
@@ -154,9 +155,7 @@ def _explain(error: BaseException) -> str:
 
 
 @contextmanager
-def staged(
-    program: "torch.onnx.ONNXProgram", path: Path
-) -> Iterator[tuple[Path, tuple[int, int, dict[str, int]]]]:
+def staged(model: ir.Model, path: Path) -> Iterator[tuple[Path, tuple[int, int, dict[str, int]]]]:
     """Write the file beside its place; move it there if the block succeeds, else leave nothing.
 
     It is written in a folder of its own under its own name, because external data is found by
@@ -169,13 +168,13 @@ def staged(
         ExportError: the written file does not pass `onnx.checker`.
     """
     weights = sum(
-        item.const_value.nbytes
-        for item in program.model.graph.initializers.values()
-        if item.const_value
+        item.const_value.nbytes for item in model.graph.initializers.values() if item.const_value
     )
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".passfx-") as folder:
         written = Path(folder) / path.name
-        program.save(written, external_data=weights > _INLINE_BYTES)
+        ir.save(
+            model, written, external_data=f"{path.name}.data" if weights > _INLINE_BYTES else None
+        )
         try:
             onnx.checker.check_model(str(written), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -206,28 +205,54 @@ def summarize(path: Path) -> tuple[int | None, tuple[int, int, dict[str, int]]]:
     Raises:
         ExportError: it is not an ONNX file.
     """
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except FileNotFoundError as error:
-        raise ExportError(f"{path} does not exist") from error
-    except DecodeError as error:
-        raise ExportError(f"{path} is not an ONNX file") from error
+    model = load_graph(path)
     counts = Counter(node.op_type for node in model.graph.node)
     ops = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
     opset = next(
         (item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), None
     )
-    external = {
-        path.with_name(entry.value)
-        for initializer in model.graph.initializer
-        for entry in initializer.external_data
-        if entry.key == "location"
-    }
-    size = sum(file.stat().st_size for file in (path, *external) if file.exists())
+    size = sum(file.stat().st_size for file in (path, *external_files(path)))
     return opset, (size, len(model.graph.node), ops)
 
 
-def _name_dims(model: Any, captured: Captured) -> None:
+def load_graph(path: Path) -> onnx.ModelProto:
+    """A file without the weights that lie beside it.
+
+    Raises:
+        ExportError: it is not an ONNX file.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except FileNotFoundError as error:
+        raise ExportError(f"{path} does not exist") from error
+    except (DecodeError, IsADirectoryError) as error:
+        raise ExportError(f"{path} is not an ONNX file") from error
+    if not model.graph.output:
+        raise ExportError(f"{path} is not an ONNX file: it has no outputs")
+    return model
+
+
+def external_files(path: Path) -> list[Path]:
+    """The files beside an ONNX file that hold its weights.
+
+    Raises:
+        ExportError: it is not an ONNX file, or one of them is missing.
+    """
+    files = sorted(
+        {
+            path.with_name(entry.value)
+            for initializer in load_graph(path).graph.initializer
+            for entry in initializer.external_data
+            if entry.key == "location"
+        }
+    )
+    for file in files:
+        if not file.is_file():
+            raise ExportError(f"{path} keeps its weights in {file}, which does not exist")
+    return files
+
+
+def _name_dims(model: ir.Model, captured: Captured) -> None:
     """Dynamic sizes by the names that the user gave them instead of the tracer's symbols."""
     values = [*model.graph.inputs, *model.graph.outputs]
     for node in model.graph.all_nodes():

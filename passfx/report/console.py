@@ -1,12 +1,20 @@
 """A report for people, in a terminal."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from passfx.report.bench import BenchReport, BenchRow
 from passfx.report.model import Report
+
+if TYPE_CHECKING:
+    from passfx.runtime.tune import Tuned
+
+_WIDE = 140  # columns of a table of figures, where the terminal is narrower or there is none
 
 
 def print_conversion(console: Console, report: Report) -> None:
@@ -68,6 +76,79 @@ def print_inspection(console: Console, report: Report) -> None:
             console.print(f"  {_place(rewrite.module, rewrite.at)}: {rewrite.what}{error}")
         for refusal in run.refusals:
             console.print(f"  {_place(refusal.module, refusal.at)}: refused, {refusal.reason}")
+
+
+def print_tuning(console: Console, tuned: "Tuned", written: Sequence[Path]) -> None:
+    """Every combination that was measured or refused, and what was kept."""
+    table = _figures(
+        "axis", "file, options", "batch", "median ms", "speed-up", "relative error",
+        titled=f"Tuned on {tuned.sidecar.device}",
+    )  # fmt: skip
+    previous = None
+    for row in tuned.results:
+        axis = "" if row.axis == previous else row.axis
+        previous = row.axis
+        if row.refused is not None:
+            table.add_row(axis, row.candidate, str(row.batch), "refused", "", row.refused)
+            continue
+        is_kept = row.axis == "confirm" and row.candidate == str(tuned.chosen)
+        cells = [f"{row.milliseconds:.3f}", f"{row.speedup:.2f}", f"{row.rel_error:.1e}"]
+        style = "bold green" if is_kept else ""
+        table.add_row(axis, row.candidate, str(row.batch), *cells, style=style)
+    console.print(table, width=max(console.width, _WIDE))
+    for axis in tuned.skipped:
+        console.print(f"Skipped      {axis}: the budget was spent")
+    gain = tuned.sidecar.speedup
+    console.print(f"Kept         {tuned.chosen}: {gain:.2f} times as fast as an untuned session")
+    console.print(f"Written      {', '.join(map(str, written))}")
+
+
+def print_bench(console: Console, report: BenchReport) -> None:
+    """A row for each way to run the model, batch by batch."""
+    table = _figures(
+        "", "batch", "p50 ms", "p90", "p99", "samples/s", "speed-up", "of roofline",
+        "relative error", titled=f"{report.source} on {report.device} ({report.provider})",
+    )  # fmt: skip
+    previous = None
+    for row in report.rows:
+        if previous not in (None, row.batch):
+            table.add_section()
+        previous = row.batch
+        if row.failed is not None:
+            table.add_row(row.name, str(row.batch), "failed", *[""] * 5, row.failed)
+            continue
+        table.add_row(row.name, str(row.batch), *bench_cells(row))
+    console.print(table, width=max(console.width, _WIDE))
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    peaks = ", ".join(
+        f"{format_count(int(rate))}{'B' if name == 'bandwidth' else 'MAC'}/s {name}"
+        for name, rate in report.peaks.items()
+    )
+    console.print(f"Speed-ups    over {report.baseline}; errors from {report.reference}")
+    console.print(f"Peaks        {peaks}")
+    console.print(f"Versions     {versions}")
+
+
+def bench_cells(row: BenchRow) -> list[str]:
+    """The figures of a row that did not fail."""
+    assert row.throughput is not None and row.roofline is not None
+    return [
+        f"{row.p50:.3f}",
+        f"{row.p90:.3f}",
+        f"{row.p99:.3f}",
+        f"{row.throughput:.1f}",
+        f"{row.speedup:.2f}",
+        f"{row.roofline:.0%}",
+        f"{row.rel_error:.1e}",
+    ]
+
+
+def _figures(*headings: str, titled: str) -> Table:
+    table = Table(title=titled, title_justify="left", box=None, pad_edge=False)
+    for heading in headings:
+        is_text = heading in ("", "axis", "file, options")
+        table.add_column(heading, justify="left" if is_text else "right")
+    return table
 
 
 def format_bytes(count: int) -> str:

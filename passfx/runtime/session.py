@@ -1,20 +1,44 @@
 """Run an ONNX file on torch tensors."""
 
-from collections.abc import Sequence
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
-from passfx.errors import RuntimeUnavailableError
+from passfx.errors import RuntimeUnavailableError, SourceError
+from passfx.export.calibration import Array, to_numpy
+from passfx.export.precision import emulated
+from passfx.runtime.options import PROVIDERS, Options, torch_device
+
+_DTYPES = {
+    "float": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "double": torch.float64,
+    "bool": torch.bool,
+    "uint8": torch.uint8,
+    "int8": torch.int8,
+    "int16": torch.int16,
+    "int32": torch.int32,
+    "int64": torch.int64,
+}
+_NO_GRAPH = "-1"  # the gpu_graph_id of a run that is neither recorded nor replayed
 
 
-class Session(Protocol):
+class Runner(Protocol):
     """Something that runs a model: flat input tensors → flat output tensors."""
 
     provider: str
@@ -23,8 +47,201 @@ class Session(Protocol):
         """The outputs of the model, in the order of the file."""
 
 
-def require_onnxruntime() -> Any:
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a file; a size that may vary is its name, or None where it has none."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int | str | None, ...]
+
+    def check(self, given: Tensor) -> None:
+        """Raise ValueError where a tensor differs in dtype or in a size that is fixed."""
+        fits = given.dtype == self.dtype and len(given.shape) == len(self.shape)
+        for size, wanted in zip(given.shape, self.shape, strict=False):
+            fits &= size == wanted or not isinstance(wanted, int)
+        if not fits:
+            raise ValueError(f"{self}, not {_described(given.dtype, given.shape)}")
+
+    def __str__(self) -> str:
+        return f"{self.name} is {_described(self.dtype, self.shape)}"
+
+
+def _described(dtype: torch.dtype, shape: Sequence[int | str | None]) -> str:
+    sizes = "x".join("?" if size is None else str(size) for size in shape)
+    return f"{str(dtype).removeprefix('torch.')} {sizes or 'scalar'}"
+
+
+class Session:
+    """An `onnxruntime.InferenceSession` that takes and gives torch tensors without a copy.
+
+    Tensors are bound where they lie. On a GPU, an input that lies in the host's memory goes there
+    through a pinned buffer; outputs lie on the provider's device. Every `run` returns when its
+    outputs are there, and they are the caller's to keep.
+
+    With `Options.cuda_graph` the launches of each combination of input shapes are recorded at its
+    first run and replayed from then on; inputs are copied into the buffers that were recorded, and
+    outputs out of them.
+
+    Attributes:
+        provider: the execution provider that runs it, such as "CUDAExecutionProvider".
+        options: what it was opened with.
+        inputs, outputs: the ports of the file, in its order.
+
+    Args:
+        model: a path, or a serialized model.
+        options: by default those of an untuned session on the CPU.
+        device: the number of the GPU.
+
+    Raises:
+        RuntimeUnavailableError: onnxruntime is not installed, or it would not use the provider.
+        SourceError: the file does not exist, or an input or output is no tensor of torch's types.
+    """
+
+    def __init__(
+        self,
+        model: str | PathLike[str] | bytes,
+        options: Options | None = None,
+        *,
+        device: int = 0,
+    ) -> None:
+        onnxruntime = require_onnxruntime()
+        self.options = options or Options()
+        self.provider = PROVIDERS[self.options.provider]
+        if not isinstance(model, bytes) and not Path(model).is_file():
+            raise SourceError(f"the file {model} does not exist")
+        _check_available(onnxruntime, self.provider)
+        self._session = onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model),
+            self.options.session_options(onnxruntime),
+            providers=[(self.provider, self.options.provider_options(device))],
+        )
+        used = self._session.get_providers()
+        if used[0] != self.provider:
+            raise RuntimeUnavailableError(
+                f"{self.provider} was asked for, but ONNX Runtime uses {used[0]}; "
+                "`passfx doctor` shows what is installed"
+            )
+        self._run_options = onnxruntime.RunOptions
+        self.inputs = tuple(map(_port, self._session.get_inputs()))
+        self.outputs = tuple(map(_port, self._session.get_outputs()))
+        self.device = torch_device(self.options.provider, device)
+        self._pinned: dict[tuple[str, torch.Size], Tensor] = {}
+        self._recorded: dict[tuple[torch.Size, ...], _Recorded] = {}
+        self._lock = threading.Lock()  # around the buffers that runs share
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Run the model: one tensor for each of `inputs`, in order, to one for each of `outputs`.
+
+        Raises:
+            ValueError: an input differs in number, dtype or shape.
+        """
+        if len(inputs) != len(self.inputs):
+            raise ValueError(f"the model takes {len(self.inputs)} input(s), not {len(inputs)}")
+        for port, item in zip(self.inputs, inputs, strict=True):
+            port.check(item)
+        if self.device.type == "cpu":
+            return self._run(list(inputs))
+        with self._lock:
+            placed = list(map(self._place, self.inputs, inputs))
+            return self._replay(placed) if self.options.cuda_graph else self._run(placed)
+
+    def _run(self, inputs: list[Tensor], graph: str | None = None) -> list[Tensor]:
+        """Run on tensors of the session's device; outputs are allocated by ONNX Runtime."""
+        binding = self._session.io_binding()
+        ready = self._bind_inputs(binding, inputs)
+        for port in self.outputs:
+            binding.bind_output(port.name, self.device.type, self.device.index or 0)
+        self._execute(binding, graph)
+        del ready
+        return [
+            from_dlpack(value).to(port.dtype)
+            for port, value in zip(self.outputs, binding.get_outputs(), strict=True)
+        ]
+
+    def _replay(self, inputs: list[Tensor]) -> list[Tensor]:
+        shapes = tuple(item.shape for item in inputs)
+        recorded = self._recorded.get(shapes)
+        if recorded is None:
+            outputs = [torch.empty_like(item) for item in self._run(inputs, _NO_GRAPH)]
+            binding = self._session.io_binding()
+            kept = self._bind_inputs(binding, [item.clone() for item in inputs])
+            for port, item in zip(self.outputs, outputs, strict=True):
+                binding.bind_output(port.name, *_place_of(port, item))
+            recorded = _Recorded(str(len(self._recorded)), binding, kept, outputs)
+            self._recorded[shapes] = recorded
+        for buffer, item in zip(recorded.inputs, inputs, strict=True):
+            buffer.copy_(item)
+        self._execute(recorded.binding, recorded.graph)
+        return [item.clone() for item in recorded.outputs]
+
+    def _bind_inputs(self, binding: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Bind tensors where they lie; the result must live until the run is over."""
+        ready = [item.detach().contiguous() for item in inputs]
+        for port, item in zip(self.inputs, ready, strict=True):
+            binding.bind_input(port.name, *_place_of(port, item))
+        return ready
+
+    def _execute(self, binding: Any, graph: str | None) -> None:
+        if self.device.type == "cuda":  # ONNX Runtime has a stream of its own, and waits for it
+            torch.cuda.current_stream(self.device).synchronize()
+        run_options = None
+        if graph is not None:
+            run_options = self._run_options()
+            run_options.add_run_config_entry("gpu_graph_id", graph)
+        self._session.run_with_iobinding(binding, run_options)
+
+    def _place(self, port: Port, item: Tensor) -> Tensor:
+        """A tensor on the session's GPU."""
+        if item.device.type == "cpu":
+            if not item.is_pinned():
+                key = port.name, item.shape
+                if key not in self._pinned:
+                    self._pinned[key] = torch.empty_like(item, pin_memory=True)
+                item = self._pinned[key].copy_(item)
+            return item.to(self.device, non_blocking=True)
+        return item.to(self.device)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A recorded CUDA graph and the buffers that it reads and writes."""
+
+    graph: str
+    binding: Any
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+def _place_of(port: Port, item: Tensor) -> tuple[str, int, int, tuple[int, ...], int]:
+    """What `IOBinding` wants to know of a tensor: device, element type, shape, address."""
+    element_type = _ELEMENT_TYPES[port.dtype]
+    return (
+        item.device.type,
+        item.device.index or 0,
+        element_type,
+        tuple(item.shape),
+        item.data_ptr(),
+    )
+
+
+_ELEMENT_TYPES = {
+    dtype: int(getattr(onnx.TensorProto, name.upper())) for name, dtype in _DTYPES.items()
+}
+
+
+def _port(item: Any) -> Port:
+    dtype = _DTYPES.get(item.type.removeprefix("tensor(").removesuffix(")"))
+    if dtype is None:
+        raise SourceError(f"{item.name} is {item.type}, for which torch has no tensor")
+    return Port(item.name, dtype, tuple(item.shape))
+
+
+def require_onnxruntime(instead: str | None = None) -> Any:
     """The `onnxruntime` module.
+
+    Args:
+        instead: what to do without it.
 
     Raises:
         RuntimeUnavailableError: it is not installed.
@@ -33,49 +250,88 @@ def require_onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise RuntimeUnavailableError(
-            "ONNX Runtime is not installed, so the file cannot be verified; install it with "
-            "pip install 'passfx[cpu]' or, for NVIDIA GPUs, 'passfx[gpu]', "
-            "or pass --no-verify (verify=False)"
+            "ONNX Runtime is not installed; install it with pip install 'passfx[cpu]' or, for "
+            f"NVIDIA GPUs, 'passfx[gpu]'{f', or {instead}' if instead else ''}"
         ) from error
     return onnxruntime
 
 
-def open_session(path: Path) -> Session:
+def _check_available(onnxruntime: Any, provider: str) -> None:
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise RuntimeUnavailableError(
+            f"this ONNX Runtime has no {provider} (it has {', '.join(available)}); for NVIDIA GPUs "
+            "uninstall onnxruntime and pip install 'passfx[gpu]'"
+        )
+
+
+def open_session(path: Path) -> Runner:
     """A session on the CPU provider, or on onnx's reference evaluator where it lacks a kernel.
 
-    ONNX Runtime has no CPU kernels for, among others, convolutions in float64 and bfloat16, and it
-    exchanges no bfloat16 with numpy.
+    ONNX Runtime has no CPU kernels for, among others, convolutions in float64 and bfloat16.
+
+    Raises:
+        RuntimeUnavailableError: onnxruntime is not installed.
+    """
+    try:
+        return Session(path)
+    except Exception as error:
+        if "NOT_IMPLEMENTED" not in str(error) and "NotImplemented" not in type(error).__name__:
+            raise
+        return _ReferenceSession(path)
+
+
+def open_rounding_session(path: Path) -> Runner:
+    """A session on the CPU in which every result of half precision is rounded, as on a GPU.
+
+    The CPU provider computes half precision in float32 and leaves out the rounding between two
+    operators, so that neither their loss nor an overflow would show.
+
+    Raises:
+        RuntimeUnavailableError: onnxruntime is not installed.
+    """
+    return _RoundingSession(path)
+
+
+class _RoundingSession:
+    def __init__(self, path: Path) -> None:
+        with _saved(emulated(ir.load(path))) as rounding:
+            self._session = Session(rounding)
+        self.provider = f"{self._session.provider}, results rounded to half precision"
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        ports = self._session.inputs
+        return self._session.run(
+            [
+                item.to(port.dtype) if item.is_floating_point() else item
+                for port, item in zip(ports, inputs, strict=True)
+            ]
+        )
+
+
+def run_model(model: ir.Model, samples: Sequence[Mapping[str, Array]]) -> list[list[Array]]:
+    """Run a model in memory on samples, inputs by name, on the CPU without graph optimisation.
 
     Raises:
         RuntimeUnavailableError: onnxruntime is not installed.
     """
     onnxruntime = require_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
+    options = Options().session_options(onnxruntime)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with _saved(model) as path:
         session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
-    except Exception as error:
-        if "NOT_IMPLEMENTED" not in str(error) and "NotImplemented" not in type(error).__name__:
-            raise
-        return _ReferenceSession(path)
-    ends = [*session.get_inputs(), *session.get_outputs()]
-    if any(item.type == "tensor(bfloat16)" for item in ends):
-        return _ReferenceSession(path)
-    return _OrtSession(session)
+    return [session.run(None, dict(sample)) for sample in samples]
 
 
-class _OrtSession:
-    provider = "CPUExecutionProvider"
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-        self._names = [item.name for item in session.get_inputs()]
-
-    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        feeds = dict(zip(self._names, map(_to_numpy, inputs), strict=True))
-        return [_to_torch(item) for item in self._session.run(None, feeds)]
+@contextmanager
+def _saved(model: ir.Model) -> Iterator[Path]:
+    """A model as a file, which may be deleted once a session has read it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path, external_data="weights")
+        yield path
 
 
 class _ReferenceSession:
@@ -87,15 +343,8 @@ class _ReferenceSession:
         self._names = [item.name for item in model.graph.input]
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        feeds = dict(zip(self._names, map(_to_numpy, inputs), strict=True))
+        feeds = dict(zip(self._names, map(to_numpy, inputs), strict=True))
         return [_to_torch(item) for item in self._evaluator.run(None, feeds)]
-
-
-def _to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
 
 
 def _to_torch(array: Any) -> Tensor:

@@ -272,9 +272,22 @@ WRONG = {
         [SOURCE, "-o", "out/net.onnx", "--opset", "7"],
         "opset 7 is not supported: 18 to 25 are",
     ),
-    "precision to come": (
-        [SOURCE, "-o", "out/net.onnx", "--precision", "fp16"],
-        r"--precision fp16 is not supported yet; convert the model itself \(model\.half\(\)\) .*",
+    "bf16 on the CPU": (
+        [SOURCE, "-o", "out/net.onnx", "--precision", "bf16"],
+        "ONNX Runtime's CPU provider has no bfloat16 kernels; use --precision fp16, or --target cuda",
+    ),
+    "bf16 convolutions": (
+        [SOURCE, "-o", "out/net.onnx", "--precision", "bf16", "--target", "cuda"],
+        r"ONNX Runtime's CUDA provider has no bfloat16 kernel for Conv \(1 in this model\); "
+        "use --precision fp16",
+    ),
+    "epilogues in half precision": (
+        [SOURCE, "-o", "out/net.onnx", "--precision", "fp16", "--epilogues"],
+        "FusedConv has kernels for fp32 only: --epilogues is for --precision fp32",
+    ),
+    "calibration that does not exist": (
+        [SOURCE, "-o", "out/net.onnx", "--precision", "fp16", "--calibration", "gone.npz"],
+        "gone.npz is not an .npz file of arrays: .*No such file.*",
     ),
     "unknown pass": (
         [SOURCE, "-o", "out/net.onnx", "--skip", "fold-norm"],
@@ -324,9 +337,8 @@ def test_without_onnxruntime(folder: Path, invoke: Invoke, monkeypatch: pytest.M
     result = invoke("convert", SOURCE, "-o", "out/net.onnx")
     assert result.exit_code == 2
     assert result.stderr == (
-        "error: ONNX Runtime is not installed, so the file cannot be verified; install it with "
-        "pip install 'passfx[cpu]' or, for NVIDIA GPUs, 'passfx[gpu]', "
-        "or pass --no-verify (verify=False)\n"
+        "error: ONNX Runtime is not installed; install it with pip install 'passfx[cpu]' or, for "
+        "NVIDIA GPUs, 'passfx[gpu]', or pass --no-verify (verify=False)\n"
     )
     assert files(folder) == []
     assert invoke("convert", SOURCE, "-o", "out/net.onnx", "--no-verify").exit_code == 0
@@ -360,7 +372,7 @@ def test_interruption_leaves_nothing(
     def interrupt(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("passfx.optimized.parity", interrupt)
+    monkeypatch.setattr("passfx.runtime.parity.parity", interrupt)
     result = invoke("convert", SOURCE, "-o", "out/net.onnx")
     assert result.exit_code == 130
     assert files(folder) == []

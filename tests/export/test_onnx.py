@@ -280,35 +280,35 @@ def test_bfloat16_needs_a_late_opset() -> None:
 
 
 @pytest.fixture
-def program() -> Any:
+def model() -> Any:
     found = capture(PassCNNAdd(), (image(1, 3, 5, 5),))
     return export_onnx(found.graph_module, found)
 
 
-def test_a_failure_in_the_block_leaves_what_was_there(tmp_path: Path, program: Any) -> None:
+def test_a_failure_in_the_block_leaves_what_was_there(tmp_path: Path, model: Any) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"old")
-    with contextlib.suppress(KeyError), staged(program, path) as (written, _):
+    with contextlib.suppress(KeyError), staged(model, path) as (written, _):
         assert written.exists() and written != path
         raise KeyError
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["model.onnx"]
 
 
-def test_an_invalid_model_leaves_nothing(tmp_path: Path, program: Any) -> None:
-    program.model.graph.node(-1).op_type = "NoSuchOperator"
+def test_an_invalid_model_leaves_nothing(tmp_path: Path, model: Any) -> None:
+    model.graph.node(-1).op_type = "NoSuchOperator"
     with (
         pytest.raises(ExportError, match="not valid ONNX: .*NoSuchOperator"),
-        staged(program, tmp_path / "model.onnx"),
+        staged(model, tmp_path / "model.onnx"),
     ):
         raise AssertionError("the file was not checked")
     assert not os.listdir(tmp_path)
 
 
-def test_success_replaces_what_was_there(tmp_path: Path, program: Any) -> None:
+def test_success_replaces_what_was_there(tmp_path: Path, model: Any) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"old")
-    with staged(program, path) as (_, (size, nodes, ops)):
+    with staged(model, path) as (_, (size, nodes, ops)):
         assert path.read_bytes() == b"old"
     assert size == path.stat().st_size
     assert nodes == sum(ops.values()) == len(onnx.load(path).graph.node)
@@ -335,10 +335,10 @@ def test_large_weights_are_written_beside_the_model(tmp_path: Path) -> None:
     assert_runs(path, found)
 
 
-def test_data_of_another_model_does_not_count(tmp_path: Path, program: Any) -> None:
+def test_data_of_another_model_does_not_count(tmp_path: Path, model: Any) -> None:
     (tmp_path / "model.onnx.data").write_bytes(b"left by an older model")
     path = tmp_path / "model.onnx"
-    with staged(program, path):
+    with staged(model, path):
         pass
     assert summarize(path)[1][0] == path.stat().st_size
 
@@ -347,7 +347,7 @@ def test_data_of_another_model_does_not_count(tmp_path: Path, program: Any) -> N
 @pytest.mark.parametrize("present", [False, True])
 @pytest.mark.parametrize("failing", ["model.onnx", "model.onnx.data"])
 def test_a_failing_move_leaves_what_was_there(
-    tmp_path: Path, program: Any, monkeypatch: pytest.MonkeyPatch, present: bool, failing: str
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch, present: bool, failing: str
 ) -> None:
     path = tmp_path / "model.onnx"
     before = {"model.onnx": b"old model", "model.onnx.data": b"old data"} if present else {}
@@ -361,7 +361,7 @@ def test_a_failing_move_leaves_what_was_there(
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(PermissionError), staged(program, path):
+    with pytest.raises(PermissionError), staged(model, path):
         pass
     assert {item.name: item.read_bytes() for item in tmp_path.iterdir()} == before
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from passfx.cli.options import Output, write_text
+from passfx.cli.options import Output
 from passfx.errors import ExportError
+from passfx.files import write_text
 from passfx.report.model import Report
 from passfx.verify import Parity
 from passfx.version import __version__

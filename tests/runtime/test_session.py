@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 import passfx
 from models.pass_layer import PassCNNAdd
-from passfx.errors import RuntimeUnavailableError
-from passfx.runtime.session import Session, open_session, require_onnxruntime
+from passfx.errors import RuntimeUnavailableError, SourceError
+from passfx.runtime import Options
+from passfx.runtime.session import Runner, Session, open_session, require_onnxruntime
 from passfx.verify import relative_error
 from tests.helpers import randomize
 
 
-def session_of(folder: Path, model: nn.Module, *args: Tensor) -> Session:
+def session_of(folder: Path, model: nn.Module, *args: Tensor) -> Runner:
     passfx.optimize(model, args).export(folder / "model.onnx", opset=22, verify=False)
     return open_session(folder / "model.onnx")
 
@@ -80,15 +81,114 @@ def test_several_inputs_and_outputs_keep_their_order(tmp_path: Path) -> None:
 
 def test_the_wrong_number_of_inputs_is_an_error(tmp_path: Path) -> None:
     session = session_of(tmp_path, Echo(), torch.randn(2, 2))
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match=r"takes 1 input\(s\), not 2"):
         session.run([torch.randn(2, 2), torch.randn(2, 2)])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (torch.randn(2, 3), "x is float32 2x2, not float32 2x3"),
+        (torch.randn(4), "x is float32 2x2, not float32 4"),
+        (torch.randn(2, 2).double(), "x is float32 2x2, not float64 2x2"),
+    ],
+)
+def test_the_wrong_input_is_an_error(tmp_path: Path, given: Tensor, said: str) -> None:
+    session = session_of(tmp_path, Echo(), torch.randn(2, 2))
+    with pytest.raises(ValueError, match=said):
+        session.run([given])
+
+
+def test_any_size_that_varies_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    passfx.convert(Echo(), path, (torch.randn(2, 2),), dynamic_batch=True)
+    session = Session(path)
+    assert session.inputs[0].shape[1] == 2 and not isinstance(session.inputs[0].shape[0], int)
+    for size in (1, 2, 5):
+        x = torch.randn(size, 2)
+        assert torch.equal(session.run([x])[0], x.reshape(-1))
+    with pytest.raises(ValueError, match="x2, not float32 2x3"):
+        session.run([torch.randn(2, 3)])
+
+
+def test_results_are_the_callers_to_keep(tmp_path: Path) -> None:
+    session = session_of(tmp_path, Echo(), torch.randn(2, 2))
+    x = torch.randn(2, 2)
+    (first,) = session.run([x])
+    kept = first.clone()
+    session.run([torch.zeros(2, 2)])
+    assert torch.equal(first, kept)
+    first.fill_(7.0)
+    assert torch.equal(session.run([x])[0], kept)
+    assert torch.equal(x.reshape(-1), kept)
+    del session
+    assert torch.equal(first, torch.full((4,), 7.0))
+
+
+def test_tensors_are_not_copied(tmp_path: Path) -> None:
+    """What is bound is the tensor's own memory: ONNX Runtime reads it, and writes what it gives."""
+    session = session_of(tmp_path, Echo(), torch.randn(2, 2))
+    assert isinstance(session, Session)
+    bound: list[int] = []
+    inner = session._session
+
+    class Spy:
+        def io_binding(self) -> object:
+            binding = inner.io_binding()
+            bind = binding.bind_input
+            binding.bind_input = lambda *args: (bound.append(args[-1]), bind(*args))
+            return binding
+
+        run_with_iobinding = inner.run_with_iobinding
+
+    session._session = Spy()
+    x = torch.randn(2, 2)
+    session.run([x])
+    assert bound == [x.data_ptr()]
+
+
+def test_a_provider_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    passfx.convert(Echo(), path, (torch.randn(2, 2),))
+    if "CUDAExecutionProvider" in require_onnxruntime().get_available_providers():
+        pytest.skip("this ONNX Runtime has the CUDA provider")
+    with pytest.raises(RuntimeUnavailableError, match=r"no CUDAExecutionProvider.*passfx\[gpu\]"):
+        Session(path, Options("cuda"))
+
+
+def test_a_provider_that_is_silently_not_used_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime falls back to the CPU where a provider is listed but does not load."""
+    path = tmp_path / "model.onnx"
+    passfx.convert(Echo(), path, (torch.randn(2, 2),))
+    onnxruntime = require_onnxruntime()
+    opened = onnxruntime.InferenceSession
+
+    def fall_back(model: str, options: object, providers: object) -> object:
+        return opened(model, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
+    monkeypatch.setattr(
+        onnxruntime,
+        "get_available_providers",
+        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
+    with pytest.raises(RuntimeUnavailableError, match="asked for, but ONNX Runtime uses CPU"):
+        Session(path, Options("cuda"))
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="gone.onnx does not exist"):
+        Session(tmp_path / "gone.onnx")
 
 
 def test_without_onnxruntime_there_is_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    session_of(tmp_path, Echo(), torch.randn(2, 2))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    advice = r"not installed.*pip install 'passfx\[cpu\]'.*'passfx\[gpu\]'.*--no-verify"
+    advice = r"not installed.*pip install 'passfx\[cpu\]'.*'passfx\[gpu\]'"
     with pytest.raises(RuntimeUnavailableError, match=advice):
         require_onnxruntime()
     with pytest.raises(RuntimeUnavailableError, match=advice):

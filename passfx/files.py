@@ -1,0 +1,34 @@
+"""Writing files whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from passfx.errors import ExportError
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a place where no file can be.
+
+    Raises:
+        ExportError: it is a folder, or its own folder does not exist.
+    """
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder; give the name of the file to write")
+    if not path.parent.is_dir():
+        raise ExportError(f"the folder {path.parent} does not exist; create it first")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically.
+
+    Raises:
+        ExportError: a full disk, or no permission.
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".passfx-") as folder:
+            written = Path(folder) / path.name
+            written.write_text(text, encoding="utf-8")
+            os.replace(written, path)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror}") from error

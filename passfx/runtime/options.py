@@ -1,0 +1,117 @@
+"""How a session runs a file: the switches of ONNX Runtime that change its speed."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+
+from passfx.errors import SourceError
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+CONV_ALGO_SEARCHES = ("EXHAUSTIVE", "HEURISTIC")  # DEFAULT chooses blindly
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a session is opened with; the defaults are ONNX Runtime's own.
+
+    Attributes:
+        provider: "cpu" or "cuda".
+        threads: cpu: that share one operator; 0 is one for each physical core.
+        spinning: cpu: idle threads wait busily for the next operator.
+        layout: cpu: convolutions may run in the blocked layout NCHWc.
+        memory_pattern: buffers are planned ahead, for shapes that were seen before.
+        prefer_nhwc: cuda: convolutions run in the layout NHWC.
+        fuse_conv_bias: cuda: cuDNN adds the bias within the convolution.
+        conv_algo_search: cuda: how the algorithm of a convolution is chosen, "EXHAUSTIVE" (by
+            measuring) or "HEURISTIC".
+        tf32: cuda: float32 products may be computed in TensorFloat-32, with 10 bits of mantissa.
+        cuda_graph: cuda: the launches of a run are recorded once for each shape and replayed.
+
+    Raises:
+        SourceError: an unknown provider or algorithm search.
+    """
+
+    provider: str = "cpu"
+    threads: int = 0
+    spinning: bool = True
+    layout: bool = True
+    memory_pattern: bool = True
+    prefer_nhwc: bool = False
+    fuse_conv_bias: bool = False
+    conv_algo_search: str = "EXHAUSTIVE"
+    tf32: bool = True
+    cuda_graph: bool = False
+
+    def __post_init__(self) -> None:
+        for kind, given, known in (
+            ("provider", self.provider, tuple(PROVIDERS)),
+            ("conv_algo_search", self.conv_algo_search, CONV_ALGO_SEARCHES),
+        ):
+            if given not in known:
+                raise SourceError(f"the {kind} {given!r} is not one of {', '.join(known)}")
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> "Options":
+        """Options from the values of JSON.
+
+        Raises:
+            SourceError: an unknown name, or a value of another type.
+        """
+        types = {field.name: type(field.default) for field in fields(cls)}
+        for name, value in given.items():
+            if name not in types:
+                raise SourceError(f"there is no option {name!r}; there are {', '.join(types)}")
+            if type(value) is not types[name]:
+                raise SourceError(f"the option {name} cannot be {value!r}")
+        return cls(**given)
+
+    def differences(self) -> dict[str, Any]:
+        """The options that are not those of an untuned session on the same provider."""
+        default = asdict(Options(self.provider))
+        return {name: value for name, value in asdict(self).items() if value != default[name]}
+
+    def __str__(self) -> str:
+        return " ".join(map(_named, self.differences().items())) or "default"
+
+    def session_options(self, onnxruntime: Any) -> Any:
+        """The `onnxruntime.SessionOptions`."""
+        chosen = onnxruntime.SessionOptions()
+        chosen.log_severity_level = 3  # errors
+        chosen.intra_op_num_threads = self.threads
+        chosen.enable_mem_pattern = self.memory_pattern
+        if not self.spinning:
+            chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not self.layout:
+            levels = onnxruntime.GraphOptimizationLevel
+            chosen.graph_optimization_level = levels.ORT_ENABLE_EXTENDED
+        return chosen
+
+    def provider_options(self, device: int) -> dict[str, str]:
+        """What the execution provider is opened with, on the GPU number `device`."""
+        if self.provider == "cpu":
+            return {}
+        switches = {
+            "prefer_nhwc": self.prefer_nhwc,
+            "fuse_conv_bias": self.fuse_conv_bias,
+            "use_tf32": self.tf32,
+            "enable_cuda_graph": self.cuda_graph,
+        }
+        return {
+            "device_id": str(device),
+            "cudnn_conv_algo_search": self.conv_algo_search,
+            **{name: str(int(value)) for name, value in switches.items()},
+        }
+
+
+def torch_device(provider: str, device: int = 0) -> torch.device:
+    """Where the tensors of a provider lie."""
+    return torch.device("cuda", device) if provider == "cuda" else torch.device("cpu")
+
+
+def _named(option: tuple[str, Any]) -> str:
+    name, value = option
+    if isinstance(value, bool):
+        return name if value else f"no-{name}"
+    return f"{name}={value}"

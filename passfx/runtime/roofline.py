@@ -1,0 +1,148 @@
+"""The least time that a file could take on a device: multiply-accumulates, bytes, and peaks."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from passfx.errors import ExportError
+
+_REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What a device reached at best.
+
+    Attributes:
+        macs: multiply-accumulates per second of a large matrix product, in float32 (TF32 on a
+            GPU) and float16.
+        bandwidth: bytes per second, read and written, of a large copy.
+    """
+
+    macs: Mapping[str, float]
+    bandwidth: float
+
+
+def measure_peaks(device: torch.device) -> Peaks:
+    """Time a large matrix product in both precisions, and a large copy."""
+    is_cuda = device.type == "cuda"
+    size, elements = (8192, 2**29) if is_cuda else (1024, 2**24)
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        macs = {
+            name: size**3 / _best(partial(torch.matmul, left, left), device)
+            for name, left in (
+                ("float32", torch.randn(size, size, device=device)),
+                ("float16", torch.randn(size, size, device=device).half()),
+            )
+        }
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+    source = torch.ones(elements, device=device)
+    target = torch.empty_like(source)
+    return Peaks(macs, 2 * source.nbytes / _best(lambda: target.copy_(source), device))
+
+
+def _best(function: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(_REPEATS + 1):
+        started = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def ideal_seconds(path: Path, shapes: Sequence[tuple[int, ...]], peaks: Peaks) -> float:
+    """The sum over the operators of max(multiply-accumulates / peak, bytes / bandwidth).
+
+    Args:
+        path: an ONNX file.
+        shapes: of its inputs, in order.
+        peaks: of the device.
+
+    Raises:
+        ExportError: a shape inside the file cannot be inferred.
+    """
+    model = onnx.load(path)
+    nodes = [(node.op_type, list(node.input), node.output[0]) for node in model.graph.node]
+    tensors = _infer_tensors(model, shapes)
+    seconds = 0.0
+    for op_type, inputs, output in nodes:
+        names = [name for name in (*inputs, output) if name]
+        missing = [name for name in names if name not in tensors]
+        if missing:
+            raise ExportError(f"{path}: the shape of {missing[0]} cannot be inferred")
+        moved = sum(tensors[name].nbytes for name in names)
+        operands = [tensors[name] for name in inputs if name]
+        macs = _macs(op_type, operands, tensors[output])
+        peak = peaks.macs.get(tensors[output].dtype.name, peaks.macs["float32"])
+        seconds += max(macs / peak, moved / peaks.bandwidth)
+    return seconds
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * self.dtype.itemsize
+
+
+def _macs(op_type: str, operands: list[_Tensor], output: _Tensor) -> int:
+    """As `passfx.analysis.cost.macs` counts them."""
+    if op_type in ("Conv", "FusedConv"):
+        return output.elements * math.prod(operands[1].shape[1:])
+    if op_type == "ConvTranspose":
+        return operands[0].elements * math.prod(operands[1].shape[1:])
+    if op_type == "MatMul":
+        return output.elements * operands[0].shape[-1]
+    if op_type == "Gemm":  # A is (M, K), or (K, M) where it is transposed: M is the output's
+        return output.elements * operands[0].elements // output.shape[0]
+    return 0
+
+
+def _infer_tensors(model: onnx.ModelProto, shapes: Sequence[tuple[int, ...]]) -> dict[str, _Tensor]:
+    """Every tensor of a graph, which is changed: FusedConv has no shape inference, Conv has."""
+    graph = model.graph
+    for node in graph.node:
+        if node.op_type == "FusedConv":
+            node.op_type, node.domain = "Conv", ""
+            del node.input[3:]
+            kept = [item for item in node.attribute if not item.name.startswith("activation")]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    for item, sizes in zip(graph.input, shapes, strict=True):
+        for size, dim in zip(sizes, item.type.tensor_type.shape.dim, strict=True):
+            dim.dim_value = size
+    del graph.value_info[:]
+    for item in graph.output:
+        item.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    tensors = {item.name: _tensor(item.dims, item.data_type) for item in inferred.initializer}
+    for item in (*inferred.input, *inferred.output, *inferred.value_info):
+        typed = item.type.tensor_type
+        dims = typed.shape.dim
+        if typed.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
+            tensors[item.name] = _tensor([dim.dim_value for dim in dims], typed.elem_type)
+    return tensors
+
+
+def _tensor(sizes: Sequence[int], element_type: int) -> _Tensor:
+    return _Tensor(tuple(sizes), onnx.helper.tensor_dtype_to_np_dtype(element_type))

@@ -1,0 +1,113 @@
+"""MODEL.passfx.json: what `passfx tune` found out about a file, beside the file."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from passfx.errors import SourceError
+from passfx.export.onnx import external_files
+from passfx.runtime.options import Options
+from passfx.version import __version__
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """The result of tuning a file.
+
+    Attributes:
+        model_path: the file to run: the tuned one itself, or a variant of it beside it.
+        options: what to open it with.
+        batches: the batch sizes that were measured.
+        device: the processor or GPU that it was measured on.
+        speedup: the geometric mean, over the batches, of the times of an untuned session of the
+            given file divided by the tuned one's.
+        results: what was measured, a row for each combination and batch size.
+    """
+
+    model_path: Path
+    options: Options
+    batches: tuple[int, ...]
+    device: str
+    speedup: float
+    results: tuple[Mapping[str, Any], ...]
+
+
+def sidecar_path(model: Path) -> Path:
+    """Where the sidecar of a file lies: "model.passfx.json" beside "model.onnx"."""
+    return model.with_suffix(".passfx.json")
+
+
+def sidecar_text(model: Path, sidecar: Sidecar, versions: Mapping[str, str]) -> str:
+    """The sidecar of a file as JSON, with the checksums that tie it to the file."""
+    return _dumps(
+        {
+            "passfx": __version__,
+            "model": _fingerprint(model),
+            "tuned": _fingerprint(sidecar.model_path),
+            "provider": sidecar.options.provider,
+            "device": sidecar.device,
+            "versions": dict(versions),
+            "batches": sidecar.batches,
+            "options": asdict(sidecar.options),
+            "speedup": sidecar.speedup,
+            "results": sidecar.results,
+        }
+    )
+
+
+def read_sidecar(model: Path) -> Sidecar | None:
+    """The sidecar of a file; None where there is none.
+
+    Raises:
+        SourceError: it cannot be read, or it was made for other contents of the file.
+    """
+    path = sidecar_path(model)
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        tuned = path.with_name(found["tuned"]["file"])
+        fingerprints = {model: found["model"], tuned: found["tuned"]}
+        sidecar = Sidecar(
+            tuned,
+            Options.from_dict(found["options"]),
+            tuple(found["batches"]),
+            found["device"],
+            found["speedup"],
+            tuple(found["results"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(
+            f"{path} is not a file that `passfx tune` wrote ({type(error).__name__}: {error}); "
+            "tune again or delete it"
+        ) from error
+    for file, fingerprint in fingerprints.items():
+        if not file.is_file():
+            raise SourceError(f"{path} is about {file}, which does not exist; tune again")
+        if _fingerprint(file) != fingerprint:
+            raise SourceError(
+                f"{file} is not what it was when {path} was written; tune again or delete that file"
+            )
+    return sidecar
+
+
+def _fingerprint(model: Path) -> dict[str, str]:
+    """Name and checksum of a file, with the weights that lie beside it."""
+    digest = hashlib.sha256()
+    for path in (model, *external_files(model)):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return {"file": model.name, "sha256": digest.hexdigest()}
+
+
+def _dumps(found: Any) -> str:
+    return json.dumps(found, indent=2, allow_nan=False, default=_plain) + "\n"
+
+
+def _plain(item: Any) -> Any:
+    if isinstance(item, Sequence):
+        return list(item)
+    raise TypeError(f"{type(item).__name__} has no JSON form")

@@ -1,0 +1,403 @@
+"""Find the fastest way to run a file on this machine, by measuring."""
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from passfx.errors import VerificationError
+from passfx.export.epilogue import fuse_epilogues, split_epilogues
+from passfx.export.onnx import staged
+from passfx.export.precision import lower_precision
+from passfx.files import write_text
+from passfx.runtime.bench import Open, Run, geometric_mean, race, speedup
+from passfx.runtime.inputs import draw_inputs
+from passfx.runtime.options import CONV_ALGO_SEARCHES, Options, torch_device
+from passfx.runtime.session import Session, open_session, require_onnxruntime, run_model
+from passfx.runtime.sidecar import Sidecar, sidecar_path, sidecar_text
+from passfx.verify import relative_error
+
+GIVEN, FUSED, SPLIT, HALF = "as given", "epilogues fused", "epilogues split", "fp16"
+FULL_TOLERANCE = 1e-4  # of float32 against float32 on another provider
+HALF_TOLERANCE = 1e-2  # where products or weights have 10 bits of mantissa
+_GAIN = 1.02  # what is gained at least; less is noise
+_LOSS = 0.97  # what one batch size may lose at most
+_FINAL_SHARE = 0.25  # of the budget, for the winner against the untuned session
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A variant of the file, and what to open it with."""
+
+    variant: str
+    options: Options
+
+    def __str__(self) -> str:
+        return f"{self.variant}, {self.options}"
+
+    @property
+    def tolerance(self) -> float:
+        """How far it may be from the given file in float32 on the CPU."""
+        is_full = self.options.provider == "cpu" or not self.options.tf32
+        return FULL_TOLERANCE if is_full and self.variant != HALF else HALF_TOLERANCE
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a candidate came to at one batch size.
+
+    Attributes:
+        axis: of the search, for which it was measured.
+        milliseconds: the median of one run; None where it was not measured.
+        speedup: against an untuned session of the given file, in the same race.
+        rel_error: from the given file on the CPU.
+        refused: why it was not measured.
+    """
+
+    axis: str
+    candidate: str
+    batch: int
+    milliseconds: float | None
+    speedup: float | None
+    rel_error: float | None
+    refused: str | None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The outcome of tuning.
+
+    Attributes:
+        chosen: the candidate that was kept.
+        sidecar: what was written beside the file.
+        results: every candidate at every batch size, in the order of the search.
+        skipped: the axes of the search for which the budget did not last.
+    """
+
+    chosen: Candidate
+    sidecar: Sidecar
+    results: tuple[Result, ...]
+    skipped: tuple[str, ...]
+
+
+def tune(
+    model: Path,
+    provider: str = "cpu",
+    *,
+    batches: Sequence[int] | None = None,
+    shapes: Sequence[str] = (),
+    budget: float = 60,
+    allow_fp16: bool = False,
+    rtol: float | None = None,
+    device: int = 0,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Tuned:
+    """Measure the sensible combinations of options, and write the best beside the file.
+
+    The search goes axis by axis: the best so far and its alternatives race against an untuned
+    session, and what is faster by more than noise is kept. At last the winner races against the
+    untuned session alone; if it does not win again, the untuned one is kept. A variant of the file
+    (fused epilogues, half precision) that wins is written as "MODEL.tuned.onnx".
+
+    Args:
+        model: an ONNX file.
+        provider: "cpu" or "cuda".
+        batches: sizes of the first axis of the inputs; by default the file's own, or 1.
+        shapes: "[NAME:]1x3x224x224" of inputs of which more than the first axis varies.
+        budget: seconds of measuring; opening and warming up come on top.
+        allow_fp16: try half precision too, on the GPU; the CPU provider has no kernels for it.
+        rtol: how far a result may be from the given file on the CPU, as
+            max |difference| / max |result|; by default 1e-4, and 1e-2 for TF32 and fp16.
+        device: the number of the GPU.
+        seed: of the random inputs.
+        progress: told what is measured.
+
+    Raises:
+        SourceError: the file, a batch size or a shape does not serve.
+        VerificationError: even an untuned session does not agree with the file on the CPU.
+        ExportError: the file is not ONNX, or the result cannot be written.
+        RuntimeUnavailableError: the provider is not there.
+    """
+    default = Candidate(GIVEN, Options(provider))
+    inputs = draw_inputs(
+        Session(model, default.options, device=device).inputs, batches, shapes, seed
+    )
+    with tempfile.TemporaryDirectory(dir=model.parent, prefix=".passfx-") as folder:
+        variants = _variants(model, Path(folder), provider, allow_fp16, inputs)
+        search = _Search(variants, inputs, default, rtol, device)
+        best, gain, skipped = search.run(_AXES[provider], budget, progress)
+        sidecar = Sidecar(
+            model if best.variant == GIVEN else model.with_suffix(".tuned.onnx"),
+            best.options,
+            tuple(inputs),
+            device_name(provider, device),
+            gain,
+            tuple(map(asdict, search.results)),
+        )
+        if best.variant != GIVEN:
+            with staged(ir.load(variants[best.variant]), sidecar.model_path):
+                pass
+    versions = {"onnxruntime": require_onnxruntime().__version__, "torch": torch.__version__}
+    write_text(sidecar_path(model), sidecar_text(model, sidecar, versions))
+    return Tuned(best, sidecar, tuple(search.results), skipped)
+
+
+def _variants(
+    model: Path,
+    folder: Path,
+    provider: str,
+    allow_fp16: bool,
+    inputs: Mapping[int, list[Tensor]],
+) -> dict[str, Path]:
+    """The file, and what can be made of it, each a file."""
+    variants = {GIVEN: model}
+
+    def add(name: str, changed: ir.Model) -> None:
+        variants[name] = folder / f"{model.stem}.{len(variants)}.onnx"
+        with staged(changed, variants[name]):
+            pass
+
+    loaded = ir.load(model)
+    if split_epilogues(loaded):
+        add(SPLIT, loaded)
+    if provider == "cuda":
+        plain = variants.get(SPLIT, model)
+        fused, half = ir.load(plain), ir.load(plain)
+        if SPLIT not in variants and fuse_epilogues(fused)[0]:
+            add(FUSED, fused)
+        if allow_fp16:
+            names = [str(item.name) for item in half.graph.inputs]
+            samples = [
+                {name: item.numpy() for name, item in zip(names, given, strict=True)}
+                for given in inputs.values()
+            ]
+            if lower_precision(half, "fp16", samples, run_model, target=provider)[0]:
+                add(HALF, half)
+    return variants
+
+
+Axis = Callable[[Candidate, Mapping[str, Path]], list[Candidate]]
+
+
+def _with_options(best: Candidate, **values: Sequence[Any]) -> list[Candidate]:
+    """The best with each of the values of an option."""
+    return [
+        replace(best, options=replace(best.options, **{name: value}))
+        for name, given in values.items()
+        for value in given
+    ]
+
+
+def _threads(best: Candidate, variants: Mapping[str, Path]) -> list[Candidate]:
+    """One, half of them, and all that this process may use (hyper-threads too)."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert usable is not None
+    return _with_options(best, threads=sorted({1, max(1, usable // 2), usable}))
+
+
+def _convolutions(best: Candidate, variants: Mapping[str, Path]) -> list[Candidate]:
+    """Each variant in both layouts, with the bias inside or not; FusedConv is NCHW only."""
+    fused = FUSED if FUSED in variants else GIVEN if SPLIT in variants else None
+    return [
+        Candidate(
+            variant, replace(best.options, prefer_nhwc=prefer_nhwc, fuse_conv_bias=fuse_conv_bias)
+        )
+        for variant in variants
+        for prefer_nhwc in (False, True)
+        for fuse_conv_bias in (False, True)
+        if variant != fused or not (prefer_nhwc or fuse_conv_bias)
+    ]
+
+
+_AXES: dict[str, dict[str, Axis]] = {
+    "cpu": {
+        "epilogues": lambda best, variants: [replace(best, variant=name) for name in variants],
+        "threads": _threads,
+        "layout": lambda best, _: _with_options(best, layout=(False,)),
+        "spinning": lambda best, _: _with_options(best, spinning=(False,)),
+        "memory pattern": lambda best, _: _with_options(best, memory_pattern=(False,)),
+    },
+    "cuda": {
+        "convolutions": _convolutions,
+        "CUDA graph": lambda best, _: _with_options(best, cuda_graph=(True,)),
+        "algorithm search": lambda best, _: _with_options(
+            best, conv_algo_search=CONV_ALGO_SEARCHES
+        ),
+        "TF32": lambda best, _: _with_options(best, tf32=(False,)),
+    },
+}
+
+
+class _Search:
+    """Runs candidates, compares them, and keeps the record."""
+
+    def __init__(
+        self,
+        variants: Mapping[str, Path],
+        inputs: Mapping[int, list[Tensor]],
+        default: Candidate,
+        rtol: float | None,
+        device: int,
+    ) -> None:
+        self.results: list[Result] = []
+        self._variants = variants
+        self._default = default
+        self._rtol = rtol
+        self._device = device
+        self._is_cuda = default.options.provider == "cuda"
+        reference = open_session(variants[GIVEN])
+        self._references = {batch: reference.run(given) for batch, given in inputs.items()}
+        place = torch_device(default.options.provider, device)
+        self._inputs = {
+            batch: [item.to(place) for item in given] for batch, given in inputs.items()
+        }
+        self._errors: dict[Candidate, dict[int, float]] = {}
+        self._kept: dict[Candidate, Session] = {}
+
+    def run(
+        self, axes: Mapping[str, Axis], budget: float, progress: Callable[[str], None]
+    ) -> tuple[Candidate, float, tuple[str, ...]]:
+        """The best candidate, how many times as fast it is, and the axes without time."""
+        best = self._default = self._first()
+        end = time.monotonic() + budget * (1 - _FINAL_SHARE)
+        skipped = []
+        for number, (name, axis) in enumerate(axes.items()):
+            alternatives = [item for item in axis(best, self._variants) if item != best]
+            left = (end - time.monotonic()) / (len(axes) - number)
+            if left <= 0:
+                skipped += [name] if alternatives else []
+                continue
+            progress(name)
+            best = self._faster(name, best, alternatives, left)
+            self._kept = {
+                item: session
+                for item, session in self._kept.items()
+                if item in (best, self._default)
+            }
+        if best != self._default:
+            progress("confirm")
+            gains = self._race("confirm", [best], budget * _FINAL_SHARE)[best]
+            gain = geometric_mean(gains)
+            if gain >= _GAIN and min(gains) >= _LOSS:
+                return best, gain, tuple(skipped)
+        return self._default, 1.0, tuple(skipped)
+
+    def _first(self) -> Candidate:
+        """An untuned session; without TF32 where that is too far from the file."""
+        candidates = [self._default]
+        if self._is_cuda:
+            candidates += _with_options(self._default, tf32=(False,))
+        for candidate in candidates:
+            if self._admit("untuned", candidate):
+                return candidate
+        raise VerificationError(
+            f"an untuned session does not agree with the file on the CPU: "
+            f"{self.results[-1].refused}; --rtol tolerates more"
+        )
+
+    def _faster(
+        self, axis: str, best: Candidate, alternatives: Sequence[Candidate], seconds: float
+    ) -> Candidate:
+        """The best, or the alternative that beats it by more than noise."""
+        admitted = [item for item in alternatives if self._admit(axis, item)]
+        if not admitted:
+            return best
+        gains = {
+            item: geometric_mean(found)
+            for item, found in self._race(axis, [best, *admitted], seconds).items()
+        }
+        fastest = max(admitted, key=lambda item: gains[item])
+        return fastest if gains[fastest] > _GAIN * gains[best] else best
+
+    def _admit(self, axis: str, candidate: Candidate) -> bool:
+        """Whether a candidate runs and agrees; where not, the record says why."""
+        if candidate in self._errors:
+            return True
+        tolerance = candidate.tolerance if self._rtol is None else self._rtol
+        errors: dict[int, float] = {}
+        for batch, given in self._inputs.items():
+            refused = None
+            try:
+                results = self._session(candidate).run(given)
+                errors[batch] = relative_error(results, self._references[batch])
+                if not errors[batch] <= tolerance:
+                    refused = f"relative error {errors[batch]:.1e}, tolerated {tolerance:.1e}"
+            except Exception as error:  # whatever ONNX Runtime raises is about the candidate
+                refused = f"{type(error).__name__}: {error}".partition("\n")[0]
+            if refused is not None:
+                self.results.append(
+                    Result(axis, str(candidate), batch, None, None, errors.get(batch), refused)
+                )
+                return False
+        self._errors[candidate] = errors
+        return True
+
+    def _race(
+        self, axis: str, candidates: Sequence[Candidate], seconds: float
+    ) -> dict[Candidate, list[float]]:
+        """The speed-up of each candidate over the untuned session, for each batch size."""
+        field = list(dict.fromkeys([self._default, *candidates]))
+        gains: dict[Candidate, list[float]] = {item: [] for item in field}
+        for batch in self._inputs:
+            contestants: dict[str, Open] = {
+                str(item): partial(self._open, item, batch) for item in field
+            }
+            share = seconds / len(self._inputs)
+            timings = race(contestants, share, alone=not self._is_cuda)
+            for item in field:
+                gain = speedup(timings[str(self._default)], timings[str(item)])
+                gains[item].append(gain)
+                self.results.append(
+                    Result(
+                        axis,
+                        str(item),
+                        batch,
+                        1000 * timings[str(item)].median,
+                        gain,
+                        self._errors[item][batch],
+                        None,
+                    )
+                )
+        return gains
+
+    @contextmanager
+    def _open(self, candidate: Candidate, batch: int) -> Iterator[Run]:
+        session, inputs = self._session(candidate), self._inputs[batch]
+        yield lambda: session.run(inputs)
+
+    def _session(self, candidate: Candidate) -> Session:
+        """A session; on a GPU, where opening measures algorithms, those in use are kept."""
+        if candidate in self._kept:
+            return self._kept[candidate]
+        session = Session(self._variants[candidate.variant], candidate.options, device=self._device)
+        if self._is_cuda:
+            self._kept[candidate] = session
+        return session
+
+
+def device_name(provider: str, device: int) -> str:
+    """What the figures were measured on."""
+    if provider == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{_processor()}, {os.cpu_count()} cores"
+
+
+def _processor() -> str:
+    """The model of the processor, which Python knows on some systems only."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
