@@ -40,7 +40,12 @@ from passfx.graph.query import (
 
 aten = torch.ops.aten
 
-_NOISY_LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch.onnx", "onnx_ir")
+_NOISY_LOGGERS = (
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.onnx",
+    "torch.utils.cpp_extension",
+    "onnx_ir",
+)
 
 
 @dataclass(frozen=True)

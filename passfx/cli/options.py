@@ -20,6 +20,8 @@ from passfx.report.html import to_html
 from passfx.report.model import Report
 from passfx.source import parse_argument
 
+_FILE_WIDTH = 160  # columns of a table in a file or a pipe
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 seed_option = click.option(
@@ -135,6 +137,8 @@ class Output:
         self.console = Console(
             stderr=to_stderr, quiet=quiet, highlight=False, markup=False, soft_wrap=True
         )
+        if not self.console.is_terminal:
+            self.console.width = _FILE_WIDTH
         for path in (json_path if json_path != "-" else None, html_path):
             if path is not None:
                 check_writable(Path(path))

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import LiftConstantsToInitializersPass
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
 
 from passfx.errors import ExportError
 from passfx.export.epilogue import module_path
@@ -175,6 +175,7 @@ def lower_precision(
     chosen = FORMATS[precision]
     accuracy = 8 * chosen.roundoff if accuracy is None else accuracy
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _infer_types(model)
     plan = _Plan(model, chosen)
     plan.keep_what_has_no_kernel(target)
     plan.keep_what_loses(samples, run, accuracy)
@@ -287,15 +288,15 @@ class _Plan:
         return None
 
     def settle_moves(self, half_io: bool) -> None:
-        """Let what only moves data follow its surroundings, until nothing changes."""
-        moves = [node for node in self.nodes if node.op_type in _MOVES and node not in self.kept]
-        changed = True
-        while changed:
-            changed = False
-            for node in moves:
-                if node not in self.kept and self._is_among_kept(node, half_io):
-                    self.kept[node] = ""
-                    changed = True
+        """Keep what only moves data between what is kept: all at first, then fewer."""
+        candidates = {
+            node for node in self.nodes if node.op_type in _MOVES and node not in self.kept
+        }
+        self.kept |= dict.fromkeys(candidates, "")
+        while leaving := [node for node in candidates if not self._is_among_kept(node, half_io)]:
+            candidates -= set(leaving)
+            for node in leaving:
+                del self.kept[node]
 
     def _is_among_kept(self, node: ir.Node, half_io: bool) -> bool:
         before = [
@@ -374,7 +375,7 @@ class _Builder:
             value.name = f"passfx_probe_{self._count}"
         node.name = f"passfx_probe_node_{self._count}"
         self._graph.append(node)
-        node.outputs[index].dtype = dtype
+        node.outputs[index].type = ir.TensorType(dtype)
         return node.outputs[index]
 
     def call(self, op_type: str, *inputs: ir.Value) -> ir.Value:
@@ -411,7 +412,7 @@ class _Conversion:
         if self._half_io:
             for value in graph.inputs:
                 if value in self._floats:
-                    value.dtype = half
+                    value.type = ir.TensorType(half)
         for node in list(graph):
             convertible = self._convertible[node]
             is_lowered = node in self._lowered
@@ -423,7 +424,7 @@ class _Conversion:
                     node.replace_input_with(index, self._as(read, wanted, node))
             if is_lowered:
                 for index in convertible.outputs:
-                    node.outputs[index].dtype = half
+                    node.outputs[index].type = ir.TensorType(half)
                 if node.op_type == "Cast":
                     node.attributes["to"] = ir.AttrInt64("to", int(half))
         for index, value in enumerate(graph.outputs):
@@ -476,6 +477,7 @@ def emulated(model: ir.Model) -> ir.Model:
     """
     halves = {chosen.dtype for chosen in FORMATS.values()}
     copied = model.clone()
+    _infer_types(copied)
     graph = copied.graph
     widened: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
@@ -502,12 +504,18 @@ def _round_output(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     """Let a node compute a value in float32, and everyone read it rounded."""
     assert value.dtype is not None
     name, dtype = value.name, value.dtype
-    value.dtype, value.name = FULL, f"{name}_exact"
+    value.type, value.name = ir.TensorType(FULL), f"{name}_exact"
     cast = _cast(value, dtype)
     cast.name, cast.outputs[0].name = f"{name}_round", name
     ir.convenience.replace_all_uses_with(value, cast.outputs[0], replace_graph_outputs=True)
     cast.replace_input_with(0, value)
     graph.insert_after(node, cast)
+
+
+def _infer_types(model: ir.Model) -> None:
+    """Types of all values, for files that were written without them."""
+    if any(value.dtype is None for node in model.graph for value in node.outputs):
+        ShapeInferencePass()(model)
 
 
 def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:

@@ -16,8 +16,8 @@ class BenchRow:
         p50, p90, p99: milliseconds of one run.
         throughput: samples a second, batch / p50.
         speedup: of the median, against the row's baseline in the same race.
-        roofline: the share of the device's peaks that the median reaches, at most 1: the least
-            time that the operators of its file could take, divided by p50.
+        roofline: the least time that the operators of its file could take at the device's peaks,
+            divided by p50. Winograd convolutions multiply less than counted and can exceed 1.
         rel_error: max |difference| / max |reference|, of the worst output.
         runs: that were counted.
         failed: why there are no figures.

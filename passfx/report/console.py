@@ -14,8 +14,6 @@ from passfx.report.model import Report
 if TYPE_CHECKING:
     from passfx.runtime.tune import Tuned
 
-_WIDE = 140  # columns of a table of figures, where the terminal is narrower or there is none
-
 
 def print_conversion(console: Console, report: Report) -> None:
     """The before/after table, the shortcuts, the file and its parity."""
@@ -95,7 +93,7 @@ def print_tuning(console: Console, tuned: "Tuned", written: Sequence[Path]) -> N
         cells = [f"{row.milliseconds:.3f}", f"{row.speedup:.2f}", f"{row.rel_error:.1e}"]
         style = "bold green" if is_kept else ""
         table.add_row(axis, row.candidate, str(row.batch), *cells, style=style)
-    console.print(table, width=max(console.width, _WIDE))
+    console.print(table)
     for axis in tuned.skipped:
         console.print(f"Skipped      {axis}: the budget was spent")
     gain = tuned.sidecar.speedup
@@ -118,7 +116,7 @@ def print_bench(console: Console, report: BenchReport) -> None:
             table.add_row(row.name, str(row.batch), "failed", *[""] * 5, row.failed)
             continue
         table.add_row(row.name, str(row.batch), *bench_cells(row))
-    console.print(table, width=max(console.width, _WIDE))
+    console.print(table)
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     peaks = ", ".join(
         f"{format_count(int(rate))}{'B' if name == 'bandwidth' else 'MAC'}/s {name}"

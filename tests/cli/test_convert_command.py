@@ -274,7 +274,8 @@ WRONG = {
     ),
     "bf16 on the CPU": (
         [SOURCE, "-o", "out/net.onnx", "--precision", "bf16"],
-        "ONNX Runtime's CPU provider has no bfloat16 kernels; use --precision fp16, or --target cuda",
+        "ONNX Runtime's CPU provider has no bfloat16 kernels; use --precision fp16, or "
+        "--target cuda",
     ),
     "bf16 convolutions": (
         [SOURCE, "-o", "out/net.onnx", "--precision", "bf16", "--target", "cuda"],
