@@ -14,6 +14,8 @@ from passfx.report.model import Report
 if TYPE_CHECKING:
     from passfx.runtime.tune import Tuned
 
+_KEPT_LINES = 10
+
 
 def print_conversion(console: Console, report: Report) -> None:
     """The before/after table, the shortcuts, the file and its parity."""
@@ -202,7 +204,12 @@ def _refusal_lines(report: Report) -> Iterator[str]:
         for item in undone:
             yield f"Undone       {run.name} at {_place(item.module, item.at)}: {item.reason}"
         refused = len(run.refusals) - len(undone)
-        if refused:
+        if run.name == "lower-precision":
+            for item in run.refusals[:_KEPT_LINES]:
+                yield f"Kept fp32    {_place(item.module, item.at)}: {item.reason}"
+            if refused > _KEPT_LINES:
+                yield f"             and {refused - _KEPT_LINES} more, all of them in --json"
+        elif refused:
             yield f"Refused      {run.name}: {refused} (`passfx inspect` shows why)"
 
 

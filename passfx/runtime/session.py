@@ -95,7 +95,8 @@ class Session:
 
     Raises:
         RuntimeUnavailableError: onnxruntime is not installed, or it would not use the provider.
-        SourceError: the file does not exist, or an input or output is no tensor of torch's types.
+        SourceError: the file does not exist, ONNX Runtime does not open it, or an input or output
+            is no tensor of torch's types.
     """
 
     def __init__(
@@ -111,11 +112,16 @@ class Session:
         if not isinstance(model, bytes) and not Path(model).is_file():
             raise SourceError(f"the file {model} does not exist")
         _check_available(onnxruntime, self.provider)
-        self._session = onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model),
-            self.options.session_options(onnxruntime),
-            providers=[(self.provider, self.options.provider_options(device))],
-        )
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model if isinstance(model, bytes) else str(model),
+                self.options.session_options(onnxruntime),
+                providers=[(self.provider, self.options.provider_options(device))],
+            )
+        except Exception as error:  # ONNX Runtime has no class of errors of its own
+            name = "the model" if isinstance(model, bytes) else model
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise SourceError(f"ONNX Runtime does not open {name}: {reason}") from error
         used = self._session.get_providers()
         if used[0] != self.provider:
             raise RuntimeUnavailableError(
@@ -275,8 +281,8 @@ def open_session(path: Path) -> Runner:
     """
     try:
         return Session(path)
-    except Exception as error:
-        if "NOT_IMPLEMENTED" not in str(error) and "NotImplemented" not in type(error).__name__:
+    except SourceError as error:
+        if "NOT_IMPLEMENTED" not in str(error):
             raise
         return _ReferenceSession(path)
 
