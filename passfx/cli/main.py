@@ -7,6 +7,7 @@ import click
 
 from passfx.cli.bench import bench
 from passfx.cli.convert import convert
+from passfx.cli.deploy import deploy
 from passfx.cli.doctor import doctor
 from passfx.cli.inspect import inspect
 from passfx.cli.passes import passes
@@ -47,6 +48,7 @@ def main(context: click.Context) -> None:
     passfx inspect my_model.py:build --input-shape 1x3x224x224
     passfx tune resnet50d.onnx
     passfx bench timm:resnet50d
+    passfx deploy resnet50d.onnx --triton models
 
     Exit codes: 0 done; 1 the result failed verification; 2 bad usage or bad input.
     """
@@ -54,5 +56,5 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (convert, inspect, verify, tune, bench, passes, doctor):
+for command in (convert, inspect, verify, tune, bench, deploy, passes, doctor):
     main.add_command(command)

@@ -1,0 +1,234 @@
+"""A model repository for NVIDIA Triton Inference Server.
+
+    DIR/NAME/config.pbtxt
+    DIR/NAME/VERSION/model.onnx
+
+The configuration is built as Triton's own protobuf message, so that it is valid by construction.
+Keys are those that Triton's ONNX Runtime backend reads (its README): options of the CUDA provider
+go to the execution accelerator "cuda", the others to `parameters` and `optimization.graph`.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+
+from passfx.errors import ExportError
+from passfx.export.onnx import external_files, load_graph
+from passfx.version import __version__
+
+MAX_BATCH_SIZE = 32  # where the batch varies and nothing else is asked for
+_NAMES = re.compile(r"[A-Za-z0-9_.-]+")
+_TYPES = {
+    1: "TYPE_FP32", 2: "TYPE_UINT8", 3: "TYPE_INT8", 4: "TYPE_UINT16", 5: "TYPE_INT16",
+    6: "TYPE_INT32", 7: "TYPE_INT64", 8: "TYPE_STRING", 9: "TYPE_BOOL", 10: "TYPE_FP16",
+    11: "TYPE_FP64", 12: "TYPE_UINT32", 13: "TYPE_UINT64", 16: "TYPE_BF16",
+}  # fmt: skip
+# Options of a session → parameters of the accelerator "cuda", which are the provider's own.
+_CUDA = {
+    "conv_algo_search": "cudnn_conv_algo_search",
+    "prefer_nhwc": "prefer_nhwc",
+    "fuse_conv_bias": "fuse_conv_bias",
+    "tf32": "use_tf32",
+}
+_EXTENDED = 1  # the backend's number for basic and extended optimisations without layouts
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What was written: the model's folder, its files, and the options without a key."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    ignored: tuple[str, ...]
+
+
+def write_triton(
+    model: Path,
+    repository: Path,
+    *,
+    name: str,
+    version: int = 1,
+    provider: str = "cuda",
+    options: Mapping[str, Any] | None = None,
+    batches: Sequence[int] = (),
+    max_batch_size: int | None = None,
+    max_queue_delay: int = 100,
+    instances: int = 1,
+) -> Deployment:
+    """Write a model into a repository; all of it or nothing.
+
+    Args:
+        model: the ONNX file; weights that lie beside it are copied too.
+        repository: the folder with a folder for each model; made where it does not exist.
+        options: of the session that differ from ONNX Runtime's own, by name.
+        batches: sizes that the dynamic batcher prefers.
+        max_batch_size: of the dynamic batcher; 0 turns it off. By default 0 where the batch is
+            fixed, else the largest of `batches`, at least 32.
+        max_queue_delay: microseconds that a request may wait for others to form a batch.
+        instances: copies of the model on each GPU, or on the CPU.
+
+    Raises:
+        ExportError: tritonclient is not installed, the file or the name does not serve, or that
+            version is there already.
+    """
+    if not _NAMES.fullmatch(name):
+        raise ExportError(
+            f"{name!r} cannot be the name of a model in Triton: letters, digits, '.', '_' and '-'"
+        )
+    config, ignored = triton_config(
+        model,
+        name=name,
+        provider=provider,
+        options=options or {},
+        batches=batches,
+        max_batch_size=max_batch_size,
+        max_queue_delay=max_queue_delay,
+        instances=instances,
+    )
+    text = _text(config, model, ignored)
+    folder = repository / name
+    place = folder / str(version)
+    if place.exists():
+        raise ExportError(f"{place} exists already; --version writes another one")
+    described = folder / "config.pbtxt"
+    if described.exists() and _message(described.read_text(encoding="utf-8")) != config:
+        raise ExportError(
+            f"{described} describes another model, and all versions share it; give another --name"
+        )
+    try:
+        _write(model, repository, folder, str(version), text)
+    except OSError as error:
+        raise ExportError(f"{folder} cannot be written: {error.strerror or error}") from error
+    files = (described, *sorted(place.iterdir()))
+    return Deployment(folder, files, ignored)
+
+
+def _write(model: Path, repository: Path, folder: Path, version: str, text: str) -> None:
+    repository.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=repository, prefix=".passfx-") as temporary:
+        built = Path(temporary) / folder.name
+        (built / version).mkdir(parents=True)
+        (built / "config.pbtxt").write_text(text, encoding="utf-8")
+        shutil.copyfile(model, built / version / "model.onnx")
+        for data in external_files(model):
+            shutil.copyfile(data, built / version / data.name)
+        if folder.exists():
+            os.replace(built / version, folder / version)
+        else:
+            os.replace(built, folder)
+
+
+def triton_config(
+    model: Path,
+    *,
+    name: str,
+    provider: str,
+    options: Mapping[str, Any],
+    batches: Sequence[int],
+    max_batch_size: int | None,
+    max_queue_delay: int,
+    instances: int,
+) -> tuple[Any, tuple[str, ...]]:
+    """The `ModelConfig` of a file, and the options that Triton has no key for."""
+    pb = _protobuf()
+    graph = load_graph(model).graph
+    weights = {item.name for item in graph.initializer}
+    ends = {
+        "input": [item for item in graph.input if item.name not in weights],
+        "output": list(graph.output),
+    }
+    varies = _batch_varies([item for values in ends.values() for item in values])
+    if max_batch_size is None:
+        max_batch_size = max([MAX_BATCH_SIZE, *batches]) if varies else 0
+    if max_batch_size and not varies:
+        raise ExportError(
+            f"{model} has a fixed batch, so --max-batch-size must be 0; "
+            "convert with --dynamic-batch for another one"
+        )
+    config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=max_batch_size)
+    for kind, values in ends.items():
+        for item in values:
+            dims = _dims(item)[1 if max_batch_size else 0 :]
+            getattr(config, kind).add(name=item.name, data_type=_data_type(pb, item), dims=dims)
+    if max_batch_size:
+        config.dynamic_batching.max_queue_delay_microseconds = max_queue_delay
+        preferred = sorted({size for size in batches if 1 < size <= max_batch_size})
+        config.dynamic_batching.preferred_batch_size.extend(preferred)
+    kinds = pb.ModelInstanceGroup
+    kind = kinds.KIND_GPU if provider == "cuda" else kinds.KIND_CPU
+    config.instance_group.add(count=instances, kind=kind)
+    return config, _set_options(config, provider, options)
+
+
+def _set_options(config: Any, provider: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+    accelerated: dict[str, str] = {}
+    ignored = []
+    for name, value in options.items():
+        if name == "threads":
+            config.parameters["intra_op_thread_count"].string_value = str(value)
+        elif name == "memory_pattern":
+            config.parameters["enable_mem_pattern"].string_value = str(int(value))
+        elif name == "layout":
+            config.optimization.graph.level = _EXTENDED
+        elif provider == "cuda" and name in _CUDA:
+            accelerated[_CUDA[name]] = value if isinstance(value, str) else str(int(value))
+        else:
+            ignored.append(f"{name}={value}")
+    if accelerated:
+        accelerators = config.optimization.execution_accelerators
+        accelerators.gpu_execution_accelerator.add(name="cuda", parameters=accelerated)
+    return tuple(ignored)
+
+
+def _protobuf() -> Any:
+    try:
+        from tritonclient.grpc import model_config_pb2
+    except ImportError as error:
+        raise ExportError(
+            "Triton's configuration format is not installed; pip install 'passfx[triton]'"
+        ) from error
+    return model_config_pb2
+
+
+def _message(text: str) -> Any:
+    try:
+        return text_format.Parse(text, _protobuf().ModelConfig())
+    except text_format.ParseError:
+        return None
+
+
+def _text(config: Any, model: Path, ignored: Sequence[str]) -> str:
+    lines = [f"# Written by passfx {__version__} for {model.name}."]
+    if ignored:
+        lines.append(f"# Triton's ONNX Runtime backend has no key for: {', '.join(ignored)}.")
+    return "\n".join([*lines, text_format.MessageToString(config)])
+
+
+def _dims(item: Any) -> list[int]:
+    return [
+        dim.dim_value if dim.HasField("dim_value") else -1
+        for dim in item.type.tensor_type.shape.dim
+    ]
+
+
+def _batch_varies(values: Sequence[Any]) -> bool:
+    """Whether the first axis of every input and output is one size, which varies."""
+    first = {
+        dims[0].dim_param if dims else ""
+        for dims in (item.type.tensor_type.shape.dim for item in values)
+    }
+    return len(first) == 1 and first != {""}
+
+
+def _data_type(pb: Any, item: Any) -> int:
+    name = _TYPES.get(item.type.tensor_type.elem_type)
+    if name is None:
+        raise ExportError(f"Triton has no type for {item.name}")
+    return int(pb.DataType.Value(name))
