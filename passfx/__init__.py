@@ -1,5 +1,6 @@
 """passfx: find the shortcuts of a PyTorch model, fold what is linear, prove it, write fast ONNX."""
 
+from passfx import runtime
 from passfx.analysis.shortcuts import Shortcut
 from passfx.convert import convert
 from passfx.errors import (
@@ -32,4 +33,5 @@ __all__ = [
     "convert",
     "find_shortcuts",
     "optimize",
+    "runtime",
 ]

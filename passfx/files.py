@@ -11,12 +11,14 @@ def check_writable(path: Path) -> None:
     """Refuse a place where no file can be.
 
     Raises:
-        ExportError: it is a folder, or its own folder does not exist.
+        ExportError: it is a folder, or its own folder does not exist or cannot be written to.
     """
     if path.is_dir():
         raise ExportError(f"{path} is a folder; give the name of the file to write")
     if not path.parent.is_dir():
         raise ExportError(f"the folder {path.parent} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise ExportError(f"nothing can be written into the folder {path.parent}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ _PACKAGES = (
     ("onnx", "pip install onnx"),
     ("onnxscript", "pip install onnxscript"),
     ("safetensors", "pip install safetensors"),
+    ("tritonclient", "for passfx deploy: pip install 'passfx[triton]'"),
     ("timm", "for timm:NAME sources: pip install 'passfx[zoo]'"),
     ("torchvision", "for torchvision:NAME sources: pip install 'passfx[zoo]'"),
 )

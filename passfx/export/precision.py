@@ -13,6 +13,9 @@ What stays in float32, and is reported with the reason:
 4. resizing, and reductions over more than 4096 elements;
 5. operators that have no kernel for the format in ONNX Runtime, or no such type in the opset.
 
+onnxruntime.transformers.float16 is not used: it clamps what does not fit without a word, knows no
+bfloat16, and would need the same list of operators.
+
 What only moves data stays in float32 where its inputs and its readers do. A value is cast once,
 where it is first needed in the other precision, so that no two casts cancel.
 """
@@ -170,7 +173,7 @@ def lower_precision(
         operator that stays in float32.
 
     Raises:
-        ExportError: the target has no kernels for the format.
+        ExportError: the target has no kernels for the format, or nothing can be converted.
     """
     chosen = FORMATS[precision]
     accuracy = 8 * chosen.roundoff if accuracy is None else accuracy
@@ -182,7 +185,11 @@ def lower_precision(
     plan.settle_moves(half_io)
     lowered = [node for node in plan.nodes if node not in plan.kept]
     if not lowered:
-        return [], plan.refusals()
+        if any(value.dtype == chosen.dtype for value in _values(model.graph)):
+            return [], plan.refusals()
+        reasons = dict.fromkeys(refusal.reason for refusal in plan.refusals())
+        because = f": {next(iter(reasons))}" if reasons else ", it has none in float32"
+        raise ExportError(f"no operator of this model can be in {chosen.name}{because}")
     casts = _Conversion(model, chosen, set(lowered), half_io).apply()
     what = f"{len(lowered)} of {len(plan.nodes)} operators in {chosen.name}, {casts} casts"
     return [Rewrite("graph", "", what, (), (), None)], plan.refusals()

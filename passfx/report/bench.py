@@ -17,7 +17,8 @@ class BenchRow:
         throughput: samples a second, batch / p50.
         speedup: of the median, against the row's baseline in the same race.
         roofline: the least time that the operators of its file could take at the device's peaks,
-            divided by p50. Winograd convolutions multiply less than counted and can exceed 1.
+            divided by p50. Caches and Winograd convolutions move and multiply less than is
+            counted, so it can exceed 1.
         rel_error: max |difference| / max |reference|, of the worst output.
         runs: that were counted.
         failed: why there are no figures.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from passfx.capture import Captured
-from passfx.errors import ExportError, PassfxError
+from passfx.errors import ExportError, RuntimeUnavailableError
 from passfx.runtime.session import open_rounding_session, open_session
 from passfx.verify import Parity, parity
 
@@ -40,8 +40,9 @@ def _running(path: Path) -> Iterator[None]:
     """What ONNX Runtime raises is about the file."""
     try:
         yield
-    except PassfxError:
+    except RuntimeUnavailableError:
         raise
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise ExportError(f"{path.name} does not run: {type(error).__name__}: {reason}") from error
+        cause = error.__cause__ or error
+        reason = f"{type(cause).__name__}: {cause}".partition("\n")[0]
+        raise ExportError(f"{path.name} does not run: {reason}") from error

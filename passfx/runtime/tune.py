@@ -5,7 +5,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from passfx.errors import VerificationError
+from passfx.errors import ExportError, VerificationError
 from passfx.export.epilogue import fuse_epilogues, split_epilogues
 from passfx.export.onnx import staged
 from passfx.export.precision import lower_precision
-from passfx.files import write_text
+from passfx.files import check_writable, write_text
 from passfx.runtime.bench import Open, Run, geometric_mean, race, speedup
 from passfx.runtime.inputs import draw_inputs
 from passfx.runtime.options import CONV_ALGO_SEARCHES, Options, torch_device
@@ -129,11 +129,12 @@ def tune(
         ExportError: the file is not ONNX, or the result cannot be written.
         RuntimeUnavailableError: the provider is not there.
     """
+    check_writable(sidecar_path(model))
     default = Candidate(GIVEN, Options(provider))
     inputs = draw_inputs(
         Session(model, default.options, device=device).inputs, batches, shapes, seed
     )
-    with tempfile.TemporaryDirectory(dir=model.parent, prefix=".passfx-") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         variants = _variants(model, Path(folder), provider, allow_fp16, inputs)
         search = _Search(variants, inputs, default, rtol, device)
         best, gain, skipped = search.run(_AXES[provider], budget, progress)
@@ -182,8 +183,9 @@ def _variants(
                 {name: item.numpy() for name, item in zip(names, given, strict=True)}
                 for given in inputs.values()
             ]
-            if lower_precision(half, "fp16", samples, run_model, target=provider)[0]:
-                add(HALF, half)
+            with suppress(ExportError):  # nothing in it can be converted
+                if lower_precision(half, "fp16", samples, run_model, target=provider)[0]:
+                    add(HALF, half)
     return variants
 
 
