@@ -170,8 +170,8 @@ class Optimized:
             self.report,
             opset=opset,
             precision=precision,
-            inputs=_halved(inputs, precision) if fp16_io else inputs,
-            outputs=_halved(outputs, precision) if fp16_io else outputs,
+            inputs=halved(inputs, precision) if fp16_io else inputs,
+            outputs=halved(outputs, precision) if fp16_io else outputs,
             passes=tuple(passes),
             parity=proof,
             onnx=OnnxReport(str(path), *summary),
@@ -300,40 +300,6 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds["total"] = sum(value for key, value in seconds.items() if key != "total")
 
 
-def prove_file(
-    optimized: Optimized, path: Path, *, rtol: float | None = None, seed: int = 0
-) -> Report:
-    """Prove an ONNX file against a captured model; the report with `parity` and `onnx` filled in.
-
-    A file in half precision of a model that is not is proven as `Optimized.export` proves it.
-
-    Raises:
-        ExportError: the file cannot be read, or its inputs or outputs are not the model's.
-        VerificationError: it disagrees with the model.
-        RuntimeUnavailableError: onnxruntime is not installed.
-    """
-    from passfx.export.onnx import summarize
-    from passfx.runtime.parity import file_parity
-
-    seconds = dict(optimized.report.seconds)
-    opset, summary = summarize(path)
-    precision = _file_precision(path, optimized)
-    _check_signature(path, optimized.report, precision)
-    rtol = DEFAULT_RTOL[precision] if rtol is None else rtol
-    with timed(seconds, "verify"):
-        proof = file_parity(optimized.captured, path, rtol=rtol, seed=seed, precision=precision)
-    check_parity(proof)
-    onnx = OnnxReport(str(path), *summary)
-    return replace(
-        optimized.report,
-        opset=opset,
-        precision=precision,
-        parity=proof,
-        onnx=onnx,
-        seconds=seconds,
-    )
-
-
 def _run_on_file(
     name: str, rewrite: Callable[[Any], tuple[list[Rewrite], list[Refusal]]], model: Any
 ) -> PassReport:
@@ -353,78 +319,10 @@ def _writing(path: Path) -> Iterator[None]:
         raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _file_precision(path: Path, optimized: Optimized) -> str:
-    """The precision of a file's weights, as far as it is not the model's own."""
-    from passfx.export.onnx import load_graph
-
-    weights = load_graph(path).graph.initializer
-    nodes = optimized.captured.graph_module.graph.nodes
-    own = {
-        str(item.dtype).removeprefix("torch.") for item in map(tensor, nodes) if item is not None
-    }
-    for precision, dtype in HALVES.items():
-        if dtype not in own and any(_dtype_name(item.data_type) == dtype for item in weights):
-            return precision
-    return "fp32"
-
-
-def _check_signature(path: Path, report: Report, precision: str) -> None:
-    """Refuse a file whose inputs or outputs differ from the model's in number, dtype or shape."""
-    from passfx.export.onnx import load_graph
-
-    graph = load_graph(path).graph
-    weights = {item.name for item in graph.initializer}
-    inputs = [item for item in graph.input if item.name not in weights]
-    for kind, own, given in (
-        ("inputs", report.inputs, inputs),
-        ("outputs", report.outputs, graph.output),
-    ):
-        found = list(map(_tensor_info, given))
-        halved = _halved(own, precision)
-        if len(found) != len(own) or not (
-            all(map(_agree, found, own)) or all(map(_agree, found, halved))
-        ):
-            raise ExportError(
-                f"{path} has the {kind} {_listed(found)}, but the model has {_listed(own)}; "
-                "give the options that it was made with"
-            )
-
-
-def _tensor_info(item: Any) -> TensorInfo:
-    """An input or output of an ONNX graph; a size that is not known is "?"."""
-    tensor_type = item.type.tensor_type
-    sizes = [
-        size.dim_value if size.HasField("dim_value") else size.dim_param or "?"
-        for size in tensor_type.shape.dim
-    ]
-    return TensorInfo(item.name, _dtype_name(tensor_type.elem_type), tuple(sizes))
-
-
-def _dtype_name(element_type: int) -> str:
-    import onnx
-
-    return str(onnx.helper.tensor_dtype_to_np_dtype(element_type).name)
-
-
-def _halved(infos: tuple[TensorInfo, ...], precision: str) -> tuple[TensorInfo, ...]:
+def halved(infos: tuple[TensorInfo, ...], precision: str) -> tuple[TensorInfo, ...]:
     """Inputs or outputs as `fp16_io` makes them."""
     half = HALVES.get(precision, "float32")
     return tuple(replace(info, dtype=half) if info.dtype == "float32" else info for info in infos)
-
-
-def _agree(found: TensorInfo, own: TensorInfo) -> bool:
-    """Whether the file's tensor can be the model's; a named size may be any."""
-    return (
-        found.dtype == own.dtype
-        and len(found.shape) == len(own.shape)
-        and all(a == b or isinstance(a, str) for a, b in zip(found.shape, own.shape, strict=True))
-    )
-
-
-def _listed(infos: Sequence[TensorInfo]) -> str:
-    return ", ".join(
-        f"{item.name} ({item.dtype} {'x'.join(map(str, item.shape)) or 'scalar'})" for item in infos
-    )
 
 
 def find_shortcuts(

@@ -22,7 +22,7 @@ ROOMS = (
     ("runtime",),
     ("report",),
     ("optimized",),
-    ("convert", "compare"),
+    ("convert", "compare", "prove"),
     ("cli",),
 )
 # Passes certify their rewrites by default.
@@ -138,6 +138,7 @@ WRITERS = {
     "export/onnx.py",
     "export/epilogue.py",
     "export/precision.py",
+    "export/rounding.py",
 }
 
 

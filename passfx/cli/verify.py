@@ -14,7 +14,7 @@ from passfx.cli.options import (
     source_options,
 )
 from passfx.errors import ExportError
-from passfx.optimized import prove_file
+from passfx.prove import prove_file
 from passfx.report.console import print_parity
 
 

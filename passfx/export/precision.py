@@ -1,8 +1,7 @@
 """Mixed precision: an ONNX model in fp16 or bf16, but for the operators that need float32.
 
-Every float32 operator is run on samples three times, in one probe model that gives back only
-maxima: as it is, with its weights and its result rounded, and with its inputs rounded as well.
-What stays in float32, and is reported with the reason:
+What each operator loses is measured on samples (rounding.py). What stays in float32, and is
+reported with the reason:
 
 1. an operator whose result or weights do not fit: max |·| times a margin of 2 exceeds the largest
    number of the format;
@@ -20,131 +19,54 @@ What only moves data stays in float32 where its inputs and its readers do. A val
 where it is first needed in the other precision, so that no two casts cancel.
 """
 
-import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from passfx.errors import ExportError
+from passfx.export.calibration import Array
 from passfx.export.epilogue import module_path
+from passfx.export.rounding import (
+    FORMATS,
+    FULL,
+    MOVES,
+    Format,
+    Run,
+    cast_to,
+    float_outputs,
+    infer_types,
+    is_fixed,
+    is_full,
+    measure_losses,
+)
 from passfx.graph.editor import Refusal, Rewrite
 
-Array = np.ndarray[Any, Any]
-Run = Callable[[ir.Model, Sequence[Mapping[str, Array]]], list[list[Array]]]
-
-FULL = ir.DataType.FLOAT
 _MARGIN = 2
 _INPUTS_COUNT = 4  # how much more may be lost by rounding the inputs
 _LARGE_REDUCTION = 4096
 
 
-@dataclass(frozen=True)
-class Format:
-    """A floating format of 16 bits: its largest number and its unit roundoff."""
-
-    dtype: ir.DataType
-    largest: float
-    roundoff: float
-    name: str
-
-    def round(self, values: Array) -> Array:
-        """Float32 values as the format has them, in float32."""
-        with np.errstate(over="ignore"):
-            return values.astype(self.dtype.numpy()).astype(np.float32)
-
-
-FORMATS = {
-    "fp16": Format(ir.DataType.FLOAT16, 65504.0, 2**-11, "float16"),
-    "bf16": Format(ir.DataType.BFLOAT16, 3.3895e38, 2**-8, "bfloat16"),
-}
-
-_MOVES = frozenset(
-    [
-        "Concat",
-        "DepthToSpace",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Identity",
-        "MaxPool",
-        "Pad",
-        "Relu",
-        "Reshape",
-        "Slice",
-        "SpaceToDepth",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    ]
-)
-_REDUCTIONS = frozenset(
-    [
-        "ReduceSum",
-        "ReduceMean",
-        "ReduceL1",
-        "ReduceL2",
-        "ReduceSumSquare",
-        "ReduceLogSum",
-        "ReduceLogSumExp",
-        "ReduceProd",
-        "GlobalAveragePool",
-    ]
-)
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_REDUCTIONS = frozenset({
+    "ReduceSum", "ReduceMean", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum",
+    "ReduceLogSumExp", "ReduceProd", "GlobalAveragePool",
+})  # fmt: skip
 # From ONNX Runtime's table of kernels (docs/OperatorKernels.md), at opsets below 22.
-_NO_FP16 = frozenset(["EyeLike", "GridSample", "NonMaxSuppression", "Range", "RoiAlign"])
-_BF16_ON_CUDA = frozenset(
-    [
-        "Add",
-        "Cast",
-        "Concat",
-        "ConstantOfShape",
-        "Div",
-        "Erf",
-        "Exp",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GatherElements",
-        "Gelu",
-        "Gemm",
-        "Identity",
-        "LayerNormalization",
-        "MatMul",
-        "Max",
-        "Min",
-        "Mul",
-        "Neg",
-        "Pow",
-        "ReduceSum",
-        "Relu",
-        "Reshape",
-        "Sigmoid",
-        "Sign",
-        "Slice",
-        "Softmax",
-        "Split",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Sum",
-        "Tanh",
-        "Tile",
-        "Transpose",
-        "Trilu",
-        "Unsqueeze",
-        "Where",
-    ]
-)
+_NO_FP16 = frozenset({"EyeLike", "GridSample", "NonMaxSuppression", "Range", "RoiAlign"})
+_BF16_ON_CUDA = frozenset({
+    "Add", "Cast", "Concat", "ConstantOfShape", "Div", "Erf", "Exp", "Expand", "Flatten", "Gather",
+    "GatherElements", "Gelu", "Gemm", "Identity", "LayerNormalization", "MatMul", "Max", "Min",
+    "Mul", "Neg", "Pow", "ReduceSum", "Relu", "Reshape", "Sigmoid", "Sign", "Slice", "Softmax",
+    "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose", "Trilu", "Unsqueeze",
+    "Where",
+})  # fmt: skip
 
 
 def lower_precision(
@@ -178,7 +100,7 @@ def lower_precision(
     chosen = FORMATS[precision]
     accuracy = 8 * chosen.roundoff if accuracy is None else accuracy
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    _infer_types(model)
+    infer_types(model)
     plan = _Plan(model, chosen)
     plan.keep_what_has_no_kernel(target)
     plan.keep_what_loses(samples, run, accuracy)
@@ -201,7 +123,7 @@ class _Plan:
     def __init__(self, model: ir.Model, chosen: Format) -> None:
         self._model = model
         self._format = chosen
-        self.nodes = [node for node in model.graph if _is_float(node)]
+        self.nodes = dict.fromkeys(node for node in model.graph if _is_float(node))
         self.kept: dict[ir.Node, str] = {}
 
     def refusals(self) -> list[Refusal]:
@@ -228,10 +150,8 @@ class _Plan:
                 self.kept[node] = reason
         products = [node for node in self.nodes if node.op_type in _PRODUCTS]
         without = [node for node in products if node in self.kept]
-        weights = functools.partial(functools.reduce, lambda total, node: total + _weights(node))
-        if weights(without, 0) > weights(products, 0) / 2:
-            names = Counter(node.op_type for node in without).most_common(1)
-            ((name, count),) = names
+        if sum(map(_weights, without)) > sum(map(_weights, products)) / 2:
+            ((name, count),) = Counter(node.op_type for node in without).most_common(1)
             raise ExportError(
                 f"ONNX Runtime's CUDA provider has no {self._format.name} kernel for {name} "
                 f"({count} in this model); use --precision fp16"
@@ -260,17 +180,12 @@ class _Plan:
     def keep_what_loses(
         self, samples: Sequence[Mapping[str, Array]], run: Run, accuracy: float
     ) -> None:
-        measured = [node for node in self.nodes if node not in self.kept and _float_outputs(node)]
-        if not measured:
-            return
-        probe, readings = _probe(self._model, measured, self._format)
-        runs = [np.array(item, dtype=np.float64) for item in run(probe, samples)]
-        largest = np.max(runs, axis=0)
-        for node in measured:
-            own, inputs, reach = largest[readings[node]]
+        measured = [node for node in self.nodes if node not in self.kept]
+        losses = measure_losses(self._model, measured, self._format, samples, run)
+        for node, (own, inputs, reach) in losses.items():
             # What is only added to something larger need not be more exact than the sum.
             total = _only_sum(node)
-            scale = max(reach, largest[readings[total]][2]) if total in readings else reach
+            scale = max(reach, losses[total].reach) if total in losses else reach
             reason = self._unfit(node, reach)
             if reason is None and not own <= accuracy * scale:
                 reason = f"it loses {_ratio(own, reach)} by itself"
@@ -297,7 +212,7 @@ class _Plan:
     def settle_moves(self, half_io: bool) -> None:
         """Keep what only moves data between what is kept: all at first, then fewer."""
         candidates = {
-            node for node in self.nodes if node.op_type in _MOVES and node not in self.kept
+            node for node in self.nodes if node.op_type in MOVES and node not in self.kept
         }
         self.kept |= dict.fromkeys(candidates, "")
         while leaving := [node for node in candidates if not self._is_among_kept(node, half_io)]:
@@ -309,7 +224,7 @@ class _Plan:
         before = [
             read
             for read in node.inputs
-            if read is not None and _is_full(read) and not _is_fixed(read)
+            if read is not None and is_full(read) and not is_fixed(read)
         ]
         readers = [reader for value in node.outputs for reader in value.consumers()]
         is_output = any(value.is_graph_output() for value in node.outputs)
@@ -325,79 +240,6 @@ class _Plan:
         return not half_io if node is None else node in self.kept or node not in self.nodes
 
 
-def _probe(
-    model: ir.Model, nodes: Sequence[ir.Node], chosen: Format
-) -> tuple[ir.Model, dict[ir.Node, slice]]:
-    """A model whose outputs are three numbers for each of the nodes, and where they are.
-
-    They are the largest error of its first result with weights and result rounded, that with its
-    inputs rounded as well, and the largest absolute value of the result.
-    """
-    probe = model.clone()
-    twins = dict(zip(model.graph, list(probe.graph), strict=True))
-    builder = _Builder(probe.graph)
-    rounded: dict[ir.Value, ir.Value] = {}
-
-    def round_value(value: ir.Value) -> ir.Value:
-        if value not in rounded:
-            rounded[value] = builder.cast(builder.cast(value, chosen.dtype), FULL)
-        return rounded[value]
-
-    def error(node: ir.Node, result: ir.Value, is_rounded: Callable[[ir.Value], bool]) -> ir.Value:
-        inputs = [
-            round_value(read) if read is not None and _is_full(read) and is_rounded(read) else read
-            for read in node.inputs
-        ]
-        again = result
-        if node.op_type not in _MOVES and inputs != list(node.inputs):
-            copied = ir.Node(
-                node.domain, node.op_type, inputs, node.attributes, num_outputs=len(node.outputs)
-            )
-            again = builder.append(copied, FULL, index=node.outputs.index(result))
-        return builder.largest(builder.call("Sub", round_value(again), result))
-
-    readings: dict[ir.Node, slice] = {}
-    results: list[ir.Value] = []
-    for node in nodes:
-        twin = twins[node]
-        result = _float_outputs(twin)[0]
-        own, inputs = error(twin, result, _is_fixed), error(twin, result, lambda _: True)
-        readings[node] = slice(len(results), len(results) + 3)
-        results += [own, inputs, builder.largest(result)]
-    probe.graph.outputs.clear()
-    probe.graph.outputs.extend(results)
-    return probe, readings
-
-
-class _Builder:
-    """Appends operators to a graph."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        self._graph = graph
-        self._count = 0
-
-    def append(self, node: ir.Node, dtype: ir.DataType, index: int = 0) -> ir.Value:
-        for value in node.outputs:
-            self._count += 1
-            value.name = f"passfx_probe_{self._count}"
-        node.name = f"passfx_probe_node_{self._count}"
-        self._graph.append(node)
-        node.outputs[index].type = ir.TensorType(dtype)
-        return node.outputs[index]
-
-    def call(self, op_type: str, *inputs: ir.Value) -> ir.Value:
-        return self.append(ir.Node("", op_type, inputs), FULL)
-
-    def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        return self.append(_cast(value, dtype), dtype)
-
-    def largest(self, value: ir.Value) -> ir.Value:
-        attributes = [ir.AttrInt64("keepdims", 0)]
-        result = self.append(ir.Node("", "ReduceMax", [self.call("Abs", value)], attributes), FULL)
-        result.shape = ir.Shape([])
-        return result
-
-
 class _Conversion:
     """Gives every operator its inputs in its own precision."""
 
@@ -410,7 +252,7 @@ class _Conversion:
         self._half_io = half_io
         self._converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._casts = 0
-        self._floats = {item for item in _values(model.graph) if _is_full(item)}
+        self._floats = {item for item in _values(model.graph) if is_full(item)}
         self._convertible = {node: _convertible(model, node, chosen) for node in model.graph}
 
     def apply(self) -> int:
@@ -457,7 +299,7 @@ class _Conversion:
                 )
                 self._graph.register_initializer(self._converted[key])
             else:
-                cast = _cast(value, dtype)
+                cast = cast_to(value, dtype)
                 cast.name, cast.outputs[0].name = f"{name}_cast", name
                 if reader is None:
                     self._graph.append(cast)
@@ -474,61 +316,6 @@ class _Conversion:
             name = value.name
             value.name, result.name = f"{name}_{self._format.name}", name
         return result
-
-
-def emulated(model: ir.Model) -> ir.Model:
-    """A copy in which every operator of half precision computes in float32 and rounds its results.
-
-    It gives on any provider what hardware gives that accumulates in float32; inputs and outputs
-    keep their dtypes.
-    """
-    halves = {chosen.dtype for chosen in FORMATS.values()}
-    copied = model.clone()
-    _infer_types(copied)
-    graph = copied.graph
-    widened: dict[ir.Value, ir.Value] = {}
-    for node in list(graph):
-        if node.op_type == "Cast" or not any(
-            read is not None and read.dtype in halves for read in node.inputs
-        ):
-            continue
-        for index, read in enumerate(node.inputs):
-            if read is None or read.dtype not in halves:
-                continue
-            if read not in widened:
-                cast = _cast(read, FULL)
-                cast.name, cast.outputs[0].name = f"{read.name}_widen", f"{read.name}_widened"
-                graph.insert_before(node, cast)
-                widened[read] = cast.outputs[0]
-            node.replace_input_with(index, widened[read])
-        for value in node.outputs:
-            if value.dtype in halves:
-                _round_output(graph, node, value)
-    return copied
-
-
-def _round_output(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
-    """Let a node compute a value in float32, and everyone read it rounded."""
-    assert value.dtype is not None
-    name, dtype = value.name, value.dtype
-    value.type, value.name = ir.TensorType(FULL), f"{name}_exact"
-    cast = _cast(value, dtype)
-    cast.name, cast.outputs[0].name = f"{name}_round", name
-    ir.convenience.replace_all_uses_with(value, cast.outputs[0], replace_graph_outputs=True)
-    cast.replace_input_with(0, value)
-    graph.insert_after(node, cast)
-
-
-def _infer_types(model: ir.Model) -> None:
-    """Types of all values, for files that were written without them."""
-    if any(value.dtype is None for node in model.graph for value in node.outputs):
-        ShapeInferencePass()(model)
-
-
-def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
-    node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(dtype))])
-    node.outputs[0].shape, node.outputs[0].type = value.shape, ir.TensorType(dtype)
-    return node
 
 
 @dataclass(frozen=True)
@@ -554,7 +341,7 @@ def _convertible(model: ir.Model, node: ir.Node, chosen: Format) -> _Convertible
         return frozenset(
             index
             for index, (value, kind) in enumerate(zip(values, types, strict=True))
-            if value is not None and _is_full(value) and wanted in allowed.get(kind, ())
+            if value is not None and is_full(value) and wanted in allowed.get(kind, ())
         )
 
     return _Convertible(indices(node.inputs, schema.inputs), indices(node.outputs, schema.outputs))
@@ -562,7 +349,7 @@ def _convertible(model: ir.Model, node: ir.Node, chosen: Format) -> _Convertible
 
 def _is_float(node: ir.Node) -> bool:
     """Whether a node computes float32, other than by widening."""
-    return bool(_float_outputs(node)) and not (
+    return bool(float_outputs(node)) and not (
         node.op_type == "Cast"
         and node.inputs[0] is not None
         and node.inputs[0].dtype in {chosen.dtype for chosen in FORMATS.values()}
@@ -571,21 +358,7 @@ def _is_float(node: ir.Node) -> bool:
 
 def _is_indifferent(node: ir.Node) -> bool:
     """Whether a node takes its input in any precision, with the same result."""
-    return node.op_type in ("Shape", "Size") or (
-        node.op_type == "Cast" and not _float_outputs(node)
-    )
-
-
-def _float_outputs(node: ir.Node) -> list[ir.Value]:
-    return [value for value in node.outputs if _is_full(value)]
-
-
-def _is_full(value: ir.Value) -> bool:
-    return value.dtype == FULL
-
-
-def _is_fixed(value: ir.Value) -> bool:
-    return value.const_value is not None
+    return node.op_type in ("Shape", "Size") or (node.op_type == "Cast" and not float_outputs(node))
 
 
 def _constant(value: ir.Value | None) -> Array | None:
@@ -619,7 +392,7 @@ def _ratio(error: float, reach: float) -> str:
 
 
 def _weights(node: ir.Node) -> int:
-    return sum(_elements(read) for read in node.inputs if read is not None and _is_fixed(read))
+    return sum(_elements(read) for read in node.inputs if read is not None and is_fixed(read))
 
 
 def _reduced(node: ir.Node) -> int:

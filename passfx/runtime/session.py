@@ -20,7 +20,7 @@ from torch.utils.dlpack import from_dlpack
 
 from passfx.errors import RuntimeUnavailableError, SourceError
 from passfx.export.calibration import Array, to_numpy
-from passfx.export.precision import emulated
+from passfx.export.rounding import emulated
 from passfx.runtime.options import PROVIDERS, Options, torch_device
 
 _DTYPES = {

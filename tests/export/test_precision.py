@@ -17,7 +17,8 @@ from torch.nn import functional
 import passfx
 from passfx.errors import ExportError
 from passfx.export.onnx import export_onnx
-from passfx.export.precision import FORMATS, emulated, lower_precision
+from passfx.export.precision import lower_precision
+from passfx.export.rounding import FORMATS, emulated
 from passfx.runtime.session import run_model
 from passfx.verify import relative_error
 from tests.export.models import check, counts, exported, results
