@@ -15,7 +15,17 @@ from torch.fx import Node
 from passfx.capture import Captured
 from passfx.graph.editor import Certificate, Edit
 from passfx.graph.evaluate import evaluate, run_flat, widen
-from passfx.graph.query import arguments, constant, hint, is_call, is_constant, tensor, value
+from passfx.graph.query import (
+    CONVS,
+    TRANSPOSED_CONVS,
+    arguments,
+    constant,
+    hint,
+    is_call,
+    is_constant,
+    tensor,
+    value,
+)
 
 aten = ops.aten
 
@@ -23,15 +33,11 @@ CERTIFICATE_TOLERANCE = 1e-9
 _SEED = 0
 _SAME_SIZE_SAMPLES = 2
 
+_CONVS = (*CONVS, *TRANSPOSED_CONVS)
 # Operators that mean the same at every spatial size, so that a region of them can be proven on
 # small inputs. A pass whose rewrite is exact at the captured size only must use others.
 _ANY_SIZE = (
-    aten.conv1d,
-    aten.conv2d,
-    aten.conv3d,
-    aten.conv_transpose1d,
-    aten.conv_transpose2d,
-    aten.conv_transpose3d,
+    *_CONVS,
     aten.linear,
     aten.batch_norm,
     aten.relu,
@@ -42,7 +48,6 @@ _ANY_SIZE = (
     aten.mul,
     aten.div,
 )
-_CONVS = _ANY_SIZE[:6]
 
 
 def certify(edit: Edit) -> Certificate:

@@ -19,12 +19,20 @@ from torch.fx.node import map_arg
 from passfx.analysis.cost import Profile, macs, node_seconds
 from passfx.analysis.forms import forms
 from passfx.graph.editor import Match, Refusal, refuse
-from passfx.graph.query import arguments, constant, hint, is_call, is_constant, tensor
+from passfx.graph.query import (
+    CONVS,
+    TRANSPOSED_CONVS,
+    arguments,
+    constant,
+    hint,
+    is_call,
+    is_constant,
+    known_tensor,
+    tensor,
+)
 
 aten = ops.aten
 
-_CONVS = (aten.conv1d, aten.conv2d, aten.conv3d)
-_TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
 _POOLS = (aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d)
 _ADAPTIVE = (aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d)
 _MAPS = (aten.batch_norm, aten.mul, aten.div, aten.add, aten.sub, aten.rsub)
@@ -141,7 +149,7 @@ def layer(node: Node) -> Layer | None:
     """The layer that ends in `node`: stride 1, without padding, of constant weights."""
     norm = node if is_call(node, aten.batch_norm) and channel_map(node) else None
     conv = norm.args[0] if norm else node
-    if not isinstance(conv, Node) or not is_call(conv, *_CONVS) or conv.kwargs:
+    if not isinstance(conv, Node) or not is_call(conv, *CONVS) or conv.kwargs:
         return None
     bound, fake = arguments(conv), tensor(conv)
     weight, bias = bound["weight"], bound["bias"]
@@ -193,7 +201,7 @@ class Exchange:
     def seconds(self, profile: Profile) -> float:
         """The predicted time in the new order."""
         given, between, layered, out = self._sizes()
-        size = _fake(self.nodes[-1]).element_size()
+        size = known_tensor(self.nodes[-1]).element_size()
         weights = self.layer.weight.numel()
         weights += constant(self.layer.bias).numel() if self.layer.bias and not self.shift else 0
         ends = (between, out) if self.resamples_first else (given, between)
@@ -260,7 +268,7 @@ def _exchange(node: Node, read: Callable[[Node], Resampling | None]) -> Exchange
     if found is None:
         return None
     given, out = found.resampling.source, found.resampling.node
-    keeps_layout = _fake(given).ndim == _fake(out).ndim
+    keeps_layout = known_tensor(given).ndim == known_tensor(out).ndim
     becomes_linear = found.resamples_first and found.is_flat and found.layer.groups == 1
     return found if keeps_layout or becomes_linear else None
 
@@ -293,7 +301,9 @@ class ChannelMap:
 
     def seconds(self, count: int, profile: Profile, share: float = 1.0) -> float:
         """The predicted time for `count` elements, of a share of the channels."""
-        return _map_seconds(count, self.node, _fake(self.node).element_size(), profile, share)
+        return _map_seconds(
+            count, self.node, known_tensor(self.node).element_size(), profile, share
+        )
 
 
 def channel_map(node: Node) -> ChannelMap | None:
@@ -309,12 +319,12 @@ def channel_map(node: Node) -> ChannelMap | None:
 
 def is_layer(node: Node) -> bool:
     """Whether a node is a convolution, transposed or not, or a linear layer of [batch, channels]"""
-    if not is_call(node, *_CONVS, *_TRANSPOSED, aten.linear):
+    if not is_call(node, *CONVS, *TRANSPOSED_CONVS, aten.linear):
         return False
     bound, fake = arguments(node), tensor(node)
     weight, bias = bound["weight"], bound["bias"]
     constants = is_constant(weight) and (bias is None or is_constant(bias))
-    return constants and fake is not None and fake.ndim == _fake(weight).ndim
+    return constants and fake is not None and fake.ndim == known_tensor(weight).ndim
 
 
 def absorbs(node: Node) -> bool:
@@ -334,7 +344,7 @@ def rebound(
 
 def elements(node: Node) -> int:
     """The number of elements of a tensor, at the example's sizes."""
-    return math.prod(map(hint, _fake(node).shape))
+    return math.prod(map(hint, known_tensor(node).shape))
 
 
 def _map_seconds(count: int, node: Node, size: int, profile: Profile, share: float = 1.0) -> float:
@@ -346,12 +356,6 @@ def _source(nodes: tuple[Node, ...]) -> Node:
     source = nodes[0].args[0]
     assert isinstance(source, Node)
     return source
-
-
-def _fake(node: Node) -> Tensor:
-    fake = tensor(node)
-    assert fake is not None
-    return fake
 
 
 def _micro(seconds: float) -> str:

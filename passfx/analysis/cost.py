@@ -9,8 +9,11 @@ from torch.fx import GraphModule, Node
 
 from passfx.algebra.geometry import Geometry
 from passfx.graph.query import (
+    CONVS,
+    TRANSPOSED_CONVS,
     arguments,
     constant,
+    elements,
     hint,
     is_call,
     is_constant,
@@ -21,8 +24,6 @@ from passfx.graph.query import (
 
 aten = ops.aten
 
-_CONVS = (aten.conv1d, aten.conv2d, aten.conv3d)
-_TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
 _PRODUCTS = (aten.matmul, aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.mv, aten.dot)
 
 
@@ -67,29 +68,25 @@ def macs(node: Node) -> int:
     out = tensor(node)
     if out is None:
         return 0
-    if is_call(node, *_CONVS, *_TRANSPOSED, aten.linear):
+    if is_call(node, *CONVS, *TRANSPOSED_CONVS, aten.linear):
         weight = tensor(arguments(node)["weight"])
-        positions = tensor(node.args[0]) if is_call(node, *_TRANSPOSED) else out
+        positions = tensor(node.args[0]) if is_call(node, *TRANSPOSED_CONVS) else out
         assert weight is not None and positions is not None
-        return _elements(positions) * math.prod(map(hint, weight.shape[1:]))
+        return elements(positions) * math.prod(map(hint, weight.shape[1:]))
     if is_call(node, *_PRODUCTS):
         left = tensor(node.args[1 if is_call(node, aten.addmm, aten.baddbmm) else 0])
         assert left is not None
-        return _elements(out) * hint(left.shape[-1])
+        return elements(out) * hint(left.shape[-1])
     if is_call(node, aten.einsum):
         return _einsum_macs(node, out)
     if is_call(node, aten.scaled_dot_product_attention):
         query, key, value = (tensor(item) for item in node.args[:3])
         assert query is not None and key is not None and value is not None
-        rows = _elements(query) // hint(query.shape[-1])
-        return rows * hint(key.shape[-2]) * hint(query.shape[-1]) + _elements(out) * hint(
+        rows = elements(query) // hint(query.shape[-1])
+        return rows * hint(key.shape[-2]) * hint(query.shape[-1]) + elements(out) * hint(
             key.shape[-2]
         )
     return 0
-
-
-def _elements(item: Tensor) -> int:
-    return math.prod(map(hint, item.shape))
 
 
 def _einsum_macs(node: Node, out: Tensor) -> int:
@@ -109,7 +106,7 @@ def _einsum_macs(node: Node, out: Tensor) -> int:
         left, _, right = subscripts.partition("...")
         sizes.update(zip(left, shape, strict=False))
         sizes.update(zip(right[::-1], shape[::-1], strict=False))
-    return _elements(out) * math.prod(size for name, size in sizes.items() if name not in kept)
+    return elements(out) * math.prod(size for name, size in sizes.items() if name not in kept)
 
 
 @dataclass(frozen=True)
@@ -145,12 +142,12 @@ PROFILES = {
 def node_seconds(node: Node, profile: Profile) -> float:
     """The predicted time of an operator as it stands."""
     tensors = [item for item in map(tensor, [node, *node.all_input_nodes]) if item is not None]
-    moved = sum(_elements(item) * item.element_size() for item in tensors)
+    moved = sum(elements(item) * item.element_size() for item in tensors)
     return profile.seconds(macs(node), moved, is_depthwise=_is_depthwise(node))
 
 
 def _is_depthwise(node: Node) -> bool:
-    if not is_call(node, *_CONVS, *_TRANSPOSED):
+    if not is_call(node, *CONVS, *TRANSPOSED_CONVS):
         return False
     bound, source = arguments(node), tensor(node.args[0])
     assert source is not None
@@ -171,13 +168,13 @@ def form_seconds(geometry: Geometry, source: Node, node: Node, profile: Profile)
     taps = math.prod(a.taps if geometry.transposed else a.uncropped.taps for a in axes)
     per_output = geometry.channels_in // geometry.groups * taps
     weights = geometry.channels_out * per_output
-    positions = _elements(x) // geometry.channels_in * geometry.channels_out
-    multiplied = (positions if geometry.transposed else _elements(y)) * per_output
-    size, moved = y.element_size(), _elements(x) + _elements(y) + weights
+    positions = elements(x) // geometry.channels_in * geometry.channels_out
+    multiplied = (positions if geometry.transposed else elements(y)) * per_output
+    size, moved = y.element_size(), elements(x) + elements(y) + weights
     if geometry.is_pointwise:
         return profile.seconds(0, moved * size)
     is_depthwise = geometry.groups == geometry.channels_in > 1
     seconds = profile.seconds(multiplied, moved * size, is_depthwise=is_depthwise)
     if geometry.is_padded_apart:
-        seconds += profile.seconds(0, 2 * _elements(x) * size)
+        seconds += profile.seconds(0, 2 * elements(x) * size)
     return seconds

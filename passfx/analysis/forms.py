@@ -17,12 +17,19 @@ from torch.fx import Node
 from passfx.algebra.channel import ChannelAffine
 from passfx.algebra.conv import Conv, average_pool, cat, identity, pointwise, swap_channels
 from passfx.algebra.geometry import Axis, Geometry
-from passfx.graph.query import arguments, constant, is_call, is_constant, same_sizes, tensor
+from passfx.graph.query import (
+    CONVS,
+    TRANSPOSED_CONVS,
+    arguments,
+    constant,
+    is_call,
+    is_constant,
+    same_sizes,
+    tensor,
+)
 
 aten = ops.aten
 
-_CONVS = (aten.conv1d, aten.conv2d, aten.conv3d)
-_TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
 RESHAPES = (aten.reshape, aten.flatten, aten.unflatten, aten.squeeze, aten.unsqueeze)
 _POOLS = (aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d)
 
@@ -76,7 +83,7 @@ def forms(node: Node) -> Iterator[Form]:
 
 def not_affine(node: Node) -> str | None:
     """Why a norm or a layer has no form although it looks like one; None for anything else."""
-    if not is_call(node, aten.batch_norm, aten.linear, *_CONVS, *_TRANSPOSED):
+    if not is_call(node, aten.batch_norm, aten.linear, *CONVS, *TRANSPOSED_CONVS):
         return None
     bound = arguments(node)
     if bound.get("training"):
@@ -411,8 +418,8 @@ def identity_form(node: Node, axes: int) -> Form | None:
 
 
 _LEAVES: tuple[tuple[tuple[Any, ...], Callable[[Node], Iterator[Form]]], ...] = (
-    (_CONVS, _conv),
-    (_TRANSPOSED, _transposed_conv),
+    (CONVS, _conv),
+    (TRANSPOSED_CONVS, _transposed_conv),
     ((aten.linear,), _linear),
     ((aten.batch_norm,), _batch_norm),
     (_POOLS, _pool),

@@ -1,5 +1,6 @@
 """Read-only questions about a captured graph: shapes, dtypes, constants, arguments, names."""
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any, cast
@@ -9,6 +10,10 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 Size = int | torch.SymInt
+
+aten = torch.ops.aten
+CONVS = (aten.conv1d, aten.conv2d, aten.conv3d)
+TRANSPOSED_CONVS = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
 
 _CANONICAL_NAMES = {
     "_native_batch_norm_legit_no_training": "batch_norm",
@@ -66,6 +71,18 @@ def tensor(node: Any) -> torch.Tensor | None:
     """The fake tensor of a node, or None where its value is not one tensor."""
     fake = value(node)
     return fake if isinstance(fake, torch.Tensor) else None
+
+
+def known_tensor(node: Any) -> torch.Tensor:
+    """The fake tensor of a node that must have one."""
+    fake = tensor(node)
+    assert fake is not None
+    return fake
+
+
+def elements(item: torch.Tensor) -> int:
+    """How many elements a tensor has, at the example's sizes."""
+    return math.prod(map(hint, item.shape))
 
 
 def hint(size: Size) -> int:

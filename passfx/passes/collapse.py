@@ -12,13 +12,11 @@ from passfx.algebra.conv import Conv
 from passfx.analysis.cost import PROFILES
 from passfx.analysis.regions import Candidate, cheapest_cover
 from passfx.graph.editor import Editor, Match, refuse
-from passfx.graph.query import is_call, module_path, op_name, tensor
+from passfx.graph.query import CONVS, TRANSPOSED_CONVS, is_call, module_path, op_name, tensor
 from passfx.passes.base import Found, Pass
 
 aten = ops.aten
 
-_CONVS = (aten.conv1d, aten.conv2d, aten.conv3d)
-_TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
 
 _Attach = Callable[[str, Tensor], Node]
 
@@ -67,7 +65,9 @@ class Collapse(Pass):
         candidate: Candidate = match.data
         conv = candidate.form.build().regroup().normalized()
         source = candidate.form.source
-        layers = [item for item in match.nodes if is_call(item, *_CONVS, *_TRANSPOSED, aten.linear)]
+        layers = [
+            item for item in match.nodes if is_call(item, *CONVS, *TRANSPOSED_CONVS, aten.linear)
+        ]
         path = module_path(layers[0] if layers else match.at)
         fake = tensor(match.at)
         assert fake is not None
@@ -98,7 +98,7 @@ def _emit_conv(editor: Editor, attach: _Attach, conv: Conv, source: Node) -> Nod
     if conv.transposed:
         weight, bias = attach("weight", conv.transposed_weight()), _bias(attach, conv)
         padding, extra = [a.low for a in conv.axes], [a.low - a.high for a in conv.axes]
-        operator = _TRANSPOSED[len(conv.axes) - 1]
+        operator = TRANSPOSED_CONVS[len(conv.axes) - 1]
         return editor.call(
             _overload(operator), source, weight, bias, stride, padding, extra, conv.groups, dilation
         )
@@ -115,7 +115,7 @@ def _emit_conv(editor: Editor, attach: _Attach, conv: Conv, source: Node) -> Nod
             source = editor.call(aten.constant_pad_nd.default, source, amounts, 0.0)
         else:
             source = editor.call(aten.pad.default, source, amounts, conv.border)
-    operator = _CONVS[len(conv.axes) - 1]
+    operator = CONVS[len(conv.axes) - 1]
     return editor.call(
         operator.default, source, weight, bias, stride, padding, dilation, conv.groups
     )

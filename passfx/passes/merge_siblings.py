@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -12,12 +11,21 @@ from torch.fx import Graph, Node
 
 from passfx.analysis.cost import PROFILES, Profile, macs, node_seconds
 from passfx.graph.editor import Editor, Match, refuse
-from passfx.graph.query import arguments, constant, hint, is_call, is_constant, module_path, tensor
+from passfx.graph.query import (
+    CONVS,
+    arguments,
+    constant,
+    elements,
+    is_call,
+    is_constant,
+    known_tensor,
+    module_path,
+)
 from passfx.passes.base import Found, Pass
 
 aten = ops.aten
 
-_LAYERS = (aten.conv1d, aten.conv2d, aten.conv3d, aten.linear)
+_LAYERS = (*CONVS, aten.linear)
 _ACTIVATIONS = (
     *(aten.relu, aten.relu6, aten.hardtanh, aten.clamp, aten.clamp_min, aten.clamp_max),
     *(aten.sigmoid, aten.tanh, aten.silu, aten.gelu, aten.elu, aten.selu, aten.mish),
@@ -68,7 +76,7 @@ class MergeSiblings(Pass):
 
     def rewrite(self, editor: Editor, match: Match) -> dict[Node, Node]:
         siblings, activations = match.data
-        fake, path = _fake(match.at), module_path(match.at)
+        fake, path = known_tensor(match.at), module_path(match.at)
         weights = [constant(arguments(node)["weight"]).double() for node in siblings]
         biases = [arguments(node)["bias"] for node in siblings]
         pairs = list(zip(weights, biases, strict=True))
@@ -122,10 +130,14 @@ def _geometry(node: Node, source: Node) -> Hashable | None:
     params = [weight] if bias is None else [weight, bias]
     if node.all_input_nodes != [source, *params] or not all(map(is_constant, params)):
         return None
-    dtypes = {_fake(item).dtype for item in (node, *node.all_input_nodes)}
-    if len(dtypes) > 1 or not _fake(node).is_floating_point() or _fake(weight).ndim < 2:
+    dtypes = {known_tensor(item).dtype for item in (node, *node.all_input_nodes)}
+    if (
+        len(dtypes) > 1
+        or not known_tensor(node).is_floating_point()
+        or known_tensor(weight).ndim < 2
+    ):
         return None
-    return node.target, *dtypes, tuple(_fake(weight).shape[1:]), str(rest)
+    return node.target, *dtypes, tuple(known_tensor(weight).shape[1:]), str(rest)
 
 
 def _activation(node: Node) -> Hashable | None:
@@ -162,11 +174,5 @@ def _unsafe(node: Node) -> str | None:
     return None
 
 
-def _fake(node: Node) -> Tensor:
-    fake = tensor(node)
-    assert fake is not None
-    return fake
-
-
 def _bytes(node: Node) -> int:
-    return prod(map(hint, _fake(node).shape)) * _fake(node).element_size()
+    return elements(known_tensor(node)) * known_tensor(node).element_size()

@@ -12,6 +12,7 @@ import argparse
 import gc
 import json
 import math
+import os
 import platform
 import statistics
 import sys
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=540, help="start nothing new after, seconds")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(os.cpu_count() or 1)  # tests.conftest leaves PyTorch one
     started, rows, heading = time.monotonic(), [], ""
     for name in options.only:
         source = load(name)
