@@ -1,20 +1,39 @@
 """passfx: find the shortcuts of a PyTorch model, fold what is linear, prove it, write fast ONNX."""
 
-from passfx import runtime
-from passfx.analysis.shortcuts import Shortcut
-from passfx.convert import convert
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from passfx.errors import (
     CaptureError,
     ExportError,
+    PassError,
     PassfxError,
     RuntimeUnavailableError,
     SourceError,
     VerificationError,
 )
-from passfx.optimized import Optimized, PassTransformer, find_shortcuts, optimize
-from passfx.passes import PASSES, Pass
-from passfx.report.model import Report
 from passfx.version import __version__
+
+if TYPE_CHECKING:
+    from passfx import runtime
+    from passfx.analysis.shortcuts import Shortcut
+    from passfx.jobs.convert import convert
+    from passfx.jobs.optimize import Optimized, PassTransformer, find_shortcuts, optimize
+    from passfx.passes import PASSES, Pass
+    from passfx.report.model import Report
+
+# Names that are imported when they are first used, because they import torch.
+_PLACES = {
+    "Optimized": "jobs.optimize",
+    "PASSES": "passes",
+    "Pass": "passes",
+    "PassTransformer": "jobs.optimize",
+    "Report": "report.model",
+    "Shortcut": "analysis.shortcuts",
+    "convert": "jobs.convert",
+    "find_shortcuts": "jobs.optimize",
+    "optimize": "jobs.optimize",
+}
 
 __all__ = [
     "PASSES",
@@ -22,6 +41,7 @@ __all__ = [
     "ExportError",
     "Optimized",
     "Pass",
+    "PassError",
     "PassTransformer",
     "PassfxError",
     "Report",
@@ -35,3 +55,15 @@ __all__ = [
     "optimize",
     "runtime",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "runtime":
+        return importlib.import_module("passfx.runtime")
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"passfx.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

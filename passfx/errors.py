@@ -1,5 +1,10 @@
 """The errors that passfx raises; each message says what was wrong, where, and what to do."""
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class PassfxError(Exception):
     """Base class: catch this to catch every error that passfx raises on purpose."""
@@ -23,3 +28,42 @@ class ExportError(PassfxError):
 
 class RuntimeUnavailableError(PassfxError):
     """ONNX Runtime, or the execution provider that was asked for, is not installed."""
+
+
+class PassError(Exception):
+    """A pass raised an exception, which is a bug; the message names it and the passes before it."""
+
+
+def first_line(error: BaseException) -> str:
+    """What somebody else's exception says, in one line, without its class."""
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no message")
+
+
+def named_line(error: BaseException) -> str:
+    """The same with its class before it: "RuntimeError: out of memory"."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+_NOISY_LOGGERS = (
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.onnx",
+    "torch.utils.cpp_extension",
+    "onnx_ir",
+)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The tracer and the exporter warn about their own internals, which no user can mend."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from passfx.errors import ExportError
@@ -21,16 +23,26 @@ def check_writable(path: Path) -> None:
         raise ExportError(f"nothing can be written into the folder {path.parent}")
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A full disk or a folder without permission is no bug.
+
+    Raises:
+        ExportError: the block raised OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically.
 
     Raises:
         ExportError: a full disk, or no permission.
     """
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".passfx-") as folder:
-            written = Path(folder) / path.name
-            written.write_text(text, encoding="utf-8")
-            os.replace(written, path)
-    except OSError as error:
-        raise ExportError(f"{path} cannot be written: {error.strerror}") from error
+    with writing(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".passfx-") as folder:
+        written = Path(folder) / path.name
+        written.write_text(text, encoding="utf-8")
+        os.replace(written, path)

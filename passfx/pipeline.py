@@ -2,46 +2,69 @@
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch.fx import Graph, GraphModule
 
-from passfx.capture import Captured
-from passfx.errors import SourceError
-from passfx.graph.editor import Certificate, Certify, Refusal, Rewrite
+from passfx.capture.program import Captured
+from passfx.errors import PassError, SourceError, named_line
+from passfx.graph.editor import Certificate, Certify
 from passfx.graph.query import same_sizes, tensor
 from passfx.passes import PASSES, Pass
-from passfx.passes.remove_unused import RemoveUnused
-from passfx.verify import certify
+from passfx.record import PassReport, Refusal
+from passfx.target import CPU, Target, find_target
+from passfx.verify.certificate import certify
 
 _ROUNDS = 4
 
-
-@dataclass
-class PassRun:
-    """What one pass did, over all rounds."""
-
-    name: str
-    seconds: float = 0.0
-    rolled_back: bool = False
-    rewrites: list[Rewrite] = field(default_factory=list)
-    refusals: list[Refusal] = field(default_factory=list)
+Progress = Callable[[str], None]
 
 
-def choose_passes(
-    skip: Collection[str] = (), only: Collection[str] | None = None, target: str = "cpu"
-) -> list[Pass]:
-    """The passes to run for a target, in order.
+def silent(stage: str) -> None:
+    """No progress."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do with a captured graph.
+
+    Attributes:
+        target: what it is rewritten for.
+        skip, only: names of passes to leave out, or to run alone.
+        verify: prove every rewrite; one whose certificate fails is undone. Without it, rewrites
+            are only checked for shape and dtype.
 
     Raises:
         SourceError: a name is no pass's name.
     """
-    names = [kind.name for kind in PASSES]
-    for name in (*skip, *(only or ())):
-        if name not in names:
-            raise SourceError(f"there is no pass {name!r}; the passes are {', '.join(names)}")
-    chosen = [name for name in names if name not in skip and (only is None or name in only)]
-    return [kind.for_target(target) for kind in PASSES if kind.name in chosen]
+
+    target: Target = CPU
+    skip: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        names = [kind.name for kind in PASSES]
+        for name in (*self.skip, *(self.only or ())):
+            if name not in names:
+                raise SourceError(f"there is no pass {name!r}; the passes are {', '.join(names)}")
+
+    @classmethod
+    def of(
+        cls, target: str, skip: Collection[str], only: Collection[str] | None, verify: bool
+    ) -> "Plan":
+        """The plan that a user's options describe."""
+        kept = None if only is None else tuple(only)
+        return cls(find_target(target), tuple(skip), kept, verify)
+
+    @property
+    def passes(self) -> list[Pass]:
+        """The passes to run, in order."""
+        return [
+            kind(self.target)
+            for kind in PASSES
+            if kind.name not in self.skip and (self.only is None or kind.name in self.only)
+        ]
 
 
 def run_passes(
@@ -49,43 +72,53 @@ def run_passes(
     passes: Collection[Pass],
     *,
     verify: bool = True,
-    progress: Callable[[str], None] = lambda _: None,
-) -> list[PassRun]:
+    progress: Progress = silent,
+) -> tuple[PassReport, ...]:
     """Rewrite `graph_module` in place until no pass finds more to do.
 
     Args:
-        verify: prove every rewrite; a rewrite whose certificate fails is undone. Without it,
-            rewrites are only checked for shape and dtype.
+        verify: as in `Plan`.
         progress: told the name of each pass as it starts.
+
+    Raises:
+        PassError: a pass raised; the message names it and those that ran before.
     """
     proof: Certify = certify if verify else (lambda _: Certificate(None))
-    runs = {item.name: PassRun(item.name) for item in passes}
+    reports = {item.name: PassReport(item.name) for item in passes}
+    ran: list[str] = []
     for _ in range(_ROUNDS):
         changed = False
         for item in passes:
             progress(item.name)
-            changed |= _run_pass(item, graph_module, proof, runs[item.name])
+            try:
+                report = _run_pass(item, graph_module, proof)
+            except Exception as error:
+                before = f", after {', '.join(dict.fromkeys(ran))}" if ran else ""
+                raise PassError(f"the pass {item.name}{before}: {named_line(error)}") from error
+            ran.append(item.name)
+            reports[item.name] = reports[item.name].then(report)
+            changed |= bool(report.rewrites)
         if not changed:
             break
-    return list(runs.values())
+    return tuple(reports.values())
 
 
-def _run_pass(item: Pass, graph_module: GraphModule, proof: Certify, run: PassRun) -> bool:
-    """One pass, undone as a whole if it leaves a broken graph; whether it changed anything."""
+def _run_pass(item: Pass, graph_module: GraphModule, proof: Certify) -> PassReport:
+    """One pass, undone as a whole if it leaves a broken graph."""
     started = time.perf_counter()
     before = _copy(graph_module)
     editor = item.run(graph_module, proof)
+    rewrites, refusals = editor.rewrites, editor.refusals
     failure = structural_failure(before, graph_module.graph)
-    if failure is None:
-        run.rewrites += editor.rewrites
-    else:
-        run.rolled_back = True
-        editor.refuse(Refusal("output", "", f"the pass was undone: {failure}"))
+    if failure is not None:
+        rewrites, refusals = (
+            [],
+            [*refusals, Refusal("output", "", f"the pass was undone: {failure}")],
+        )
         graph_module.graph = before
-    run.refusals += [refusal for refusal in editor.refusals if refusal not in run.refusals]
     editor.finish()
-    run.seconds += time.perf_counter() - started
-    return editor.modified and failure is None
+    seconds = time.perf_counter() - started
+    return PassReport(item.name, seconds, failure is not None, tuple(rewrites), tuple(refusals))
 
 
 def _copy(graph_module: GraphModule) -> Graph:
@@ -126,12 +159,12 @@ def optimize_graph(
     passes: Collection[Pass],
     *,
     verify: bool = True,
-    progress: Callable[[str], None] = lambda _: None,
-) -> tuple[GraphModule, list[PassRun]]:
+    progress: Progress = silent,
+) -> tuple[GraphModule, tuple[PassReport, ...]]:
     """A rewritten copy of a captured graph, and what each pass did to it."""
     graph_module = GraphModule(captured.graph_module, _copy(captured.graph_module))
-    runs = run_passes(graph_module, passes, verify=verify, progress=progress)
-    for run in runs:
-        if run.name == RemoveUnused.name:
-            run.rewrites[:0] = captured.dead_code
-    return graph_module, runs
+    reports = run_passes(graph_module, passes, verify=verify, progress=progress)
+    dead = captured.dead_code
+    return graph_module, tuple(
+        dead.then(report) if report.name == dead.name else report for report in reports
+    )

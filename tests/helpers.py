@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from passfx.capture import Captured, capture
+from passfx.capture.program import Captured, capture
 from passfx.graph.editor import Editor
 from passfx.graph.evaluate import run_flat
 from passfx.graph.query import op_name, operators
 from passfx.graph.text import to_text
 from passfx.passes import Pass
 from passfx.pipeline import optimize_graph
-from passfx.verify import relative_error
+from passfx.verify.error import relative_error
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:

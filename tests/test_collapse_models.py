@@ -12,7 +12,7 @@ from torch.nn import functional
 import passfx
 from models import reparam
 from passfx.graph.query import arguments, op_name, operators
-from passfx.optimized import Optimized
+from passfx.jobs.optimize import Optimized
 from tests.helpers import ops, randomize
 
 timm = pytest.importorskip("timm")

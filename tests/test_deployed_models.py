@@ -12,12 +12,13 @@ from torch import nn
 import passfx
 from passfx.report.model import Report
 from passfx.runtime import Session, load
-from passfx.runtime.bench import Run, race, speedup
-from passfx.runtime.tune import tune
-from passfx.source import load_source
-from passfx.verify import relative_error
-from tests.benchmarks.gpu_table import MODELS
+from passfx.runtime.race import Run, race, speedup
+from passfx.runtime.tune import TuneSettings, tune
+from passfx.source.load import load_source
+from passfx.source.spec import SourceSpec
+from passfx.verify.error import relative_error
 from tests.helpers import randomize
+from tests.models import DEPLOYED
 
 pytest.importorskip("timm")
 
@@ -28,7 +29,7 @@ ATTEMPTS = 3  # a shared machine has bad seconds; a tuned session that is slower
 def files(name: str, folder: Path) -> tuple[Path, Path, Path, torch.Tensor, Report]:
     """A model as plain fp32, with fused epilogues, and in fp16; and the report of the last."""
     torch.manual_seed(0)
-    source = load_source(name)
+    source = load_source(SourceSpec(name))
     assert isinstance(source.model, nn.Module)
     optimized = passfx.optimize(randomize(source.model), source.args, target="cuda", verify=False)
     plain, fused, half = (folder / f"{kind}.onnx" for kind in ("plain", "fused", "half"))
@@ -38,7 +39,7 @@ def files(name: str, folder: Path) -> tuple[Path, Path, Path, torch.Tensor, Repo
     return plain, fused, half, source.args[0], report
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", DEPLOYED)
 def test_epilogues_half_precision_and_tuning(tmp_path: Path, name: str) -> None:
     plain, fused, half, x, report = files(name, tmp_path)
 
@@ -50,7 +51,7 @@ def test_epilogues_half_precision_and_tuning(tmp_path: Path, name: str) -> None:
     assert "rounded to half precision" in proof.provider
     assert Session(half).run([x])[0].isfinite().all()
 
-    tune(plain, budget=4)
+    tune(plain, TuneSettings(budget=4))
     assert any(tuned_ratio(plain, x) >= NEVER_SLOWER for _ in range(ATTEMPTS))
 
 

@@ -1,6 +1,7 @@
 """The passes in order, one broken pass undone as a whole, and a result that is a fixpoint."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -8,13 +9,14 @@ from torch import Tensor, nn, ops
 from torch.fx import GraphModule, Node
 
 from models import digits, pass_layer, resnet
-from passfx.capture import Captured
-from passfx.errors import SourceError
+from passfx.capture.program import Captured
+from passfx.errors import PassError, SourceError
 from passfx.graph.editor import Editor, Match, refuse
 from passfx.graph.query import is_call
 from passfx.graph.text import to_text
 from passfx.passes import PASSES, Pass
-from passfx.pipeline import choose_passes, optimize_graph, run_passes, structural_failure
+from passfx.pipeline import Plan, optimize_graph, run_passes, structural_failure
+from passfx.target import CPU, CUDA
 from tests.helpers import assert_preserves, captured, randomize
 from tests.helpers import ops as count
 
@@ -49,21 +51,26 @@ def program() -> Captured:
 # Which passes run, in which order
 
 
+def test_the_passes_of_a_plan_are_for_its_target() -> None:
+    assert all(item.target is CPU for item in Plan().passes)
+    assert all(item.target is CUDA for item in Plan.of("cuda", (), None, True).passes)
+
+
 def test_all_passes_run_in_the_order_of_the_table() -> None:
-    assert [item.name for item in choose_passes()] == NAMES
+    assert [item.name for item in Plan().passes] == NAMES
 
 
 def test_skip_and_only_keep_the_order() -> None:
-    assert [item.name for item in choose_passes(skip=[NAMES[1]])] == [NAMES[0], *NAMES[2:]]
-    assert [item.name for item in choose_passes(only=[NAMES[3], NAMES[1]])] == [NAMES[1], NAMES[3]]
-    chosen = choose_passes(skip=[NAMES[1]], only=[NAMES[1], NAMES[2]])
+    assert [item.name for item in Plan(skip=(NAMES[1],)).passes] == [NAMES[0], *NAMES[2:]]
+    assert [item.name for item in Plan(only=(NAMES[3], NAMES[1])).passes] == [NAMES[1], NAMES[3]]
+    chosen = Plan(skip=(NAMES[1],), only=(NAMES[1], NAMES[2])).passes
     assert [item.name for item in chosen] == [NAMES[2]]
 
 
 @pytest.mark.parametrize("option", ["skip", "only"])
 def test_an_unknown_pass_is_an_error_that_lists_the_passes(option: str) -> None:
     with pytest.raises(SourceError) as error:
-        choose_passes(**{option: ["fold-everything"]})
+        Plan(**{option: ("fold-everything",)})
     assert str(error.value) == (
         f"there is no pass 'fold-everything'; the passes are {', '.join(NAMES)}"
     )
@@ -71,13 +78,13 @@ def test_an_unknown_pass_is_an_error_that_lists_the_passes(option: str) -> None:
 
 def test_progress_is_told_each_pass_as_it_starts(program: Captured) -> None:
     told: list[str] = []
-    optimize_graph(program, choose_passes(), progress=told.append)
+    optimize_graph(program, Plan().passes, progress=told.append)
     rounds = [told[start : start + len(NAMES)] for start in range(0, len(told), len(NAMES))]
     assert len(rounds) >= 2 and all(names == NAMES for names in rounds)
 
 
 def test_each_pass_reports_what_it_did(program: Captured) -> None:
-    graph_module, runs = optimize_graph(program, choose_passes())
+    graph_module, runs = optimize_graph(program, Plan().passes)
     assert count(graph_module) == {"conv2d": 1, "clamp": 1}
     assert [run.name for run in runs] == NAMES
     rewrites = {run.name: len(run.rewrites) for run in runs if run.rewrites}
@@ -93,7 +100,7 @@ def test_each_pass_reports_what_it_did(program: Captured) -> None:
 
 
 def test_a_skipped_pass_leaves_its_work_undone(program: Captured) -> None:
-    graph_module, _ = optimize_graph(program, choose_passes(skip=["collapse"]))
+    graph_module, _ = optimize_graph(program, Plan(skip=("collapse",)).passes)
     assert count(graph_module) == {"conv2d": 1, "batch_norm": 1, "clamp": 1}
 
 
@@ -105,7 +112,7 @@ def test_the_captured_graph_is_never_changed(program: Captured) -> None:
     listing, text = str(graph_module.graph), to_text(graph_module)
     state = {name: tensor.clone() for name, tensor in graph_module.state_dict().items()}
     result = graph_module(*INPUTS)
-    optimized, _ = optimize_graph(program, choose_passes())
+    optimized, _ = optimize_graph(program, Plan().passes)
     assert optimized is not graph_module and to_text(optimized) != text
     assert (str(graph_module.graph), to_text(graph_module)) == (listing, text)
     assert state.keys() == graph_module.state_dict().keys()
@@ -114,7 +121,7 @@ def test_the_captured_graph_is_never_changed(program: Captured) -> None:
 
 
 def test_the_result_is_called_like_the_model(program: Captured) -> None:
-    optimized, _ = optimize_graph(program, choose_passes())
+    optimized, _ = optimize_graph(program, Plan().passes)
     wanted = program.graph_module(*INPUTS)
     torch.testing.assert_close(optimized(*INPUTS), wanted)
     torch.testing.assert_close(optimized(INPUTS[0], unused=INPUTS[1]), wanted)
@@ -135,9 +142,9 @@ def test_a_second_run_rewrites_nothing(
 ) -> None:
     model = randomize(build()).double()
     inputs = [torch.randn(shape).double()]
-    graph_module, first = optimize_graph(captured(model, *inputs), choose_passes())
+    graph_module, first = optimize_graph(captured(model, *inputs), Plan().passes)
     text = to_text(graph_module)
-    again = run_passes(graph_module, choose_passes())
+    again = run_passes(graph_module, Plan().passes)
     assert any(run.rewrites for run in first)
     assert [rewrite for run in again for rewrite in run.rewrites] == []
     assert to_text(graph_module) == text
@@ -163,31 +170,33 @@ def test_without_verification_certificates_are_not_run(program: Captured) -> Non
 # Broken passes
 
 
+def no_damage(graph_module: GraphModule) -> None:
+    pass
+
+
+@dataclass(frozen=True)
 class Broken(Pass):
     """Rewrites something rightly, and breaks the graph on the way."""
 
     name = "broken"
 
-    def __init__(self, damage: Callable[[GraphModule], None], *, inside: bool = True) -> None:
-        self.damage = damage
-        self.inside = inside
+    damage: Callable[[GraphModule], None] = no_damage
 
     def match(self, node: Node) -> Match | None:
         return Match(node, (node,), "a clamp") if is_call(node, aten.relu) else None
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
-        if self.inside:
-            self.damage(editor.graph_module)
+        self.damage(editor.graph_module)
         return editor.call(aten.clamp.default, match.at.args[0], 0.0)
 
 
+@dataclass(frozen=True)
 class BrokenOutside(Pass):
     """Breaks the graph without any edit that the editor could know of."""
 
     name = "broken"
 
-    def __init__(self, damage: Callable[[GraphModule], None]) -> None:
-        self.damage = damage
+    damage: Callable[[GraphModule], None] = no_damage
 
     def match(self, node: Node) -> None:
         if is_call(node, aten.relu):
@@ -233,19 +242,35 @@ DAMAGES = [
 @pytest.mark.parametrize(("damage", "reason"), DAMAGES)
 @pytest.mark.parametrize("kind", [Broken, BrokenOutside])
 def test_a_broken_pass_is_undone_and_the_others_still_run(
-    program: Captured, kind: type[Pass], damage: Callable[[GraphModule], None], reason: str
+    program: Captured, kind: Callable[..., Pass], damage: Callable[[GraphModule], None], reason: str
 ) -> None:
-    passes = choose_passes(skip=["compose-clips"])
+    passes = Plan(skip=("compose-clips",)).passes
     wanted, _ = optimize_graph(program, passes)
-    graph_module, runs = optimize_graph(program, [*passes[:2], kind(damage), *passes[2:]])
+    graph_module, runs = optimize_graph(program, [*passes[:2], kind(damage=damage), *passes[2:]])
     (broken,) = (run for run in runs if run.name == "broken")
-    assert broken.rolled_back and broken.rewrites == []
+    assert broken.rolled_back and broken.rewrites == ()
     reasons = [refusal.reason for refusal in broken.refusals]
     assert all(given.startswith(f"the pass was undone: {reason}") for given in reasons)
     assert reasons and len(reasons) == len(set(reasons))
     assert to_text(graph_module) == to_text(wanted)
     assert not any(run.rolled_back for run in runs if run is not broken)
     torch.testing.assert_close(graph_module(*INPUTS), program.graph_module(*INPUTS))
+
+
+def test_a_pass_that_raises_is_named_with_those_before_it(program: Captured) -> None:
+    class Raising(Pass):
+        name = "raising"
+
+        def match(self, node: Node) -> Match | None:
+            raise IndexError("off by one\nand much more")
+
+    passes = [*Plan(only=("remove-unused", "collapse")).passes, Raising()]
+    reason = "the pass raising, after remove-unused, collapse: IndexError: off by one$"
+    with pytest.raises(PassError, match=reason) as raised:
+        optimize_graph(program, passes)
+    assert isinstance(raised.value.__cause__, IndexError)
+    with pytest.raises(PassError, match="^the pass raising: IndexError"):
+        optimize_graph(program, passes[-1:])
 
 
 class TwoRelus(nn.Module):
@@ -265,7 +290,7 @@ def test_a_replacement_that_reads_what_it_replaces_is_undone() -> None:
 
     program = captured(TwoRelus(), torch.randn(3))
     graph_module, (run,) = optimize_graph(program, [Cycle()])
-    assert run.rolled_back and run.rewrites == []
+    assert run.rolled_back and run.rewrites == ()
     assert to_text(graph_module) == to_text(program.graph_module)
 
 
@@ -276,7 +301,7 @@ def test_refusals_of_a_pass_are_listed_once_over_all_rounds(program: Captured) -
         def match(self, node: Node) -> object:
             return refuse(node, "unsafe") if is_call(node, aten.conv2d) else None
 
-    _, runs = optimize_graph(program, [Refusing(), *choose_passes(only=["remove-noops"])])
+    _, runs = optimize_graph(program, [Refusing(), *Plan(only=("remove-noops",)).passes])
     assert [(refusal.at, refusal.reason) for refusal in runs[0].refusals] == [("conv2d", "unsafe")]
 
 

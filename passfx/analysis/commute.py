@@ -16,9 +16,9 @@ from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from passfx.analysis.cost import Profile, macs, node_seconds
+from passfx.analysis.cost import macs, node_seconds
 from passfx.analysis.forms import forms
-from passfx.graph.editor import Match, Refusal, refuse
+from passfx.graph.editor import Match, refuse
 from passfx.graph.query import (
     CONVS,
     TRANSPOSED_CONVS,
@@ -30,6 +30,8 @@ from passfx.graph.query import (
     known_tensor,
     tensor,
 )
+from passfx.record import Refusal
+from passfx.target import Profile
 
 aten = ops.aten
 

@@ -21,6 +21,7 @@ from passfx.graph.query import (
     operators,
     tensor,
 )
+from passfx.target import Profile
 
 aten = ops.aten
 
@@ -107,36 +108,6 @@ def _einsum_macs(node: Node, out: Tensor) -> int:
         sizes.update(zip(left, shape, strict=False))
         sizes.update(zip(right[::-1], shape[::-1], strict=False))
     return elements(out) * math.prod(size for name, size in sizes.items() if name not in kept)
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What a device can do with float32 operators of one image.
-
-    Attributes:
-        macs: multiply-accumulates per second, of convolutions and matrix products.
-        depthwise: the same of a convolution of each channel alone, which reuses little.
-        bandwidth: bytes per second.
-        launch: seconds that an operator takes besides.
-    """
-
-    macs: float
-    depthwise: float
-    bandwidth: float
-    launch: float
-
-    def seconds(self, macs: float, moved: float, *, is_depthwise: bool = False) -> float:
-        """The predicted time of one operator: a roofline, and a launch."""
-        rate = self.depthwise if is_depthwise else self.macs
-        return max(macs / rate, moved / self.bandwidth) + self.launch
-
-
-# cpu: two cores under ONNX Runtime, about what tests/benchmarks/profile_cpu.py prints; cuda: a
-# guess, not measured yet.
-PROFILES = {
-    "cpu": Profile(macs=4e10, depthwise=5e9, bandwidth=5e10, launch=2e-6),
-    "cuda": Profile(macs=2e13, depthwise=2e12, bandwidth=2e12, launch=4e-6),
-}
 
 
 def node_seconds(node: Node, profile: Profile) -> float:

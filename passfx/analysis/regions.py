@@ -19,7 +19,7 @@ from functools import cached_property
 from torch import ops
 from torch.fx import Graph, Node
 
-from passfx.analysis.cost import Profile, form_seconds, node_seconds
+from passfx.analysis.cost import form_seconds, node_seconds
 from passfx.analysis.forms import (
     RESHAPES,
     Form,
@@ -33,6 +33,7 @@ from passfx.analysis.forms import (
     stack,
 )
 from passfx.graph.query import arguments, is_call, is_constant, same_sizes, same_type, tensor
+from passfx.target import Profile
 
 aten = ops.aten
 

@@ -1,62 +1,61 @@
 """`passfx bench`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from passfx.cli.options import (
-    Output,
-    reports_errors,
-    runtime_options,
-    seed_option,
-)
-from passfx.compare import compare
+from passfx.cli.command import Group, command
+from passfx.cli.options import ARGUMENTS, QUIET, RUNTIME, WEIGHTS
+from passfx.cli.output import Output
 from passfx.errors import SourceError
-from passfx.files import write_text
-from passfx.optimized import PRECISIONS
-from passfx.report.console import print_bench
-from passfx.report.html import bench_to_html
-from passfx.source import load_source, parse_argument, parse_input_shape
+from passfx.export.settings import PRECISIONS
+
+if TYPE_CHECKING:
+    from passfx.jobs.bench import BenchSettings
 
 
-@click.command()
-@click.argument("sources", nargs=-1, required=True, metavar="[SOURCE] [MODEL.onnx]...")
-@click.option("--weights", type=click.Path(path_type=Path), metavar="FILE",
-    help="State dict to load: .safetensors, or .pt/.pth.")  # fmt: skip
-@click.option("--arg", "arguments", multiple=True, metavar="KEY=VALUE",
-    help="Argument of the factory; repeatable.")  # fmt: skip
-@runtime_options
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True,
-    help="Of the file that passfx writes.")  # fmt: skip
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=20,
-    show_default=True, help="Of the race, for each batch size.")  # fmt: skip
-@click.option("--tune-budget", type=click.FloatRange(min=0), default=30, show_default=True,
-    metavar="SECONDS", help="Of tuning, for each batch size; 0 does not tune.")  # fmt: skip
-@click.option("--no-compile", is_flag=True, help="Leave torch.compile out.")
-@seed_option
-@click.option("--json", "json_path", metavar="FILE|-",
-    help="Write the figures as JSON; - is stdout, which then holds nothing else.")  # fmt: skip
-@click.option("--report", "html_path", type=click.Path(path_type=Path), metavar="FILE.html",
-    help="Write the table and a plot as one HTML page.")  # fmt: skip
-@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@reports_errors
+def _settings(no_compile: bool, **given: Any) -> "BenchSettings":
+    from passfx.jobs.bench import BenchSettings
+
+    return BenchSettings(compile=not no_compile, **given)
+
+
+_SOURCES = click.Argument(["sources"], nargs=-1, required=True, metavar="[SOURCE] [MODEL.onnx]...")
+_BENCH = Group(
+    _settings,
+    (
+        *RUNTIME[:-1],
+        click.Option(["--precision"], type=click.Choice(PRECISIONS), default="fp32",
+            show_default=True, help="Of the file that passfx writes."),
+        click.Option(["--seconds"], type=click.FloatRange(min=0, min_open=True), default=20,
+            show_default=True, help="Of the race, for each batch size."),
+        click.Option(["--tune-budget"], type=click.FloatRange(min=0), default=30,
+            show_default=True, metavar="SECONDS",
+            help="Of tuning, for each batch size; 0 does not tune."),
+        click.Option(["--no-compile"], is_flag=True, help="Leave torch.compile out."),
+        RUNTIME[-1],
+    ),
+)  # fmt: skip
+_OUTPUT = Group(
+    Output,
+    (
+        click.Option(["--json", "json_path"], metavar="FILE|-",
+            help="Write the figures as JSON; - is stdout, which then holds nothing else."),
+        click.Option(["--report", "html_path"], type=click.Path(path_type=Path),
+            metavar="FILE.html", help="Write the table and a plot as one HTML page."),
+        QUIET,
+    ),
+)  # fmt: skip
+
+
+@command(_SOURCES, WEIGHTS, ARGUMENTS, settings=_BENCH, out=_OUTPUT)
 def bench(
     sources: tuple[str, ...],
     weights: Path | None,
     arguments: tuple[str, ...],
-    provider: str,
-    device: int,
-    batches: list[int] | None,
-    shapes: tuple[str, ...],
-    precision: str,
-    seconds: float,
-    tune_budget: float,
-    no_compile: bool,
-    seed: int,
-    json_path: str | None,
-    html_path: Path | None,
-    quiet: bool,
+    settings: "BenchSettings",
+    out: Output,
 ) -> None:
     """Race the ways to run a model: PyTorch, torch.compile, a plain export, passfx, passfx tuned.
 
@@ -65,39 +64,30 @@ def bench(
     knows runs tuned as well. All take turns in one run; beside each speed stands how far its
     result is from the model in float64.
     """
-    out = Output(json_path, html_path, quiet)
+    from passfx.jobs import bench as job
+    from passfx.report.console import print_bench
+    from passfx.report.html import bench_to_html
+    from passfx.source.inputs import parse_argument
+    from passfx.source.spec import SourceSpec
+
     files = [Path(item) for item in sources if item.endswith(".onnx")]
     models = [item for item in sources if not item.endswith(".onnx")]
     if len(models) > 1:
         raise SourceError(f"one SOURCE can be raced at a time, not {', '.join(models)}")
     if not models and (weights or arguments):
         raise SourceError("--weights and --arg are for a SOURCE, not for ONNX files")
-    with out.progress() as progress:
-        source = None
-        for text in models:
-            progress("load")
-            source = load_source(
-                text,
-                arguments=dict(map(parse_argument, arguments)),
-                weights=weights,
-                input_shapes=[parse_input_shape(shape) for shape in shapes],
-                seed=seed,
-            )
-        report = compare(
-            source,
-            files,
-            provider,
-            batches=batches,
-            shapes=shapes,
-            precision=precision,
-            seconds=seconds,
-            tune_budget=tune_budget,
-            compile=not no_compile,
-            device=device,
-            seed=seed,
-            progress=progress,
+    spec = None
+    for text in models:
+        given = dict(map(parse_argument, arguments))
+        spec = SourceSpec(
+            text,
+            arguments=given,
+            weights=weights,
+            input_shapes=settings.shapes,
+            seed=settings.seed,
         )
-    if html_path is not None:
-        write_text(html_path, bench_to_html(report))
+    with out.progress() as progress:
+        report = job.bench(spec, files, settings, progress)
+    out.write_html(lambda: bench_to_html(report))
     out.write_json(report.to_dict())
     print_bench(out.console, report)

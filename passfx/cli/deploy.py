@@ -1,45 +1,55 @@
 """`passfx deploy`."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from passfx.cli.options import Output, reports_errors
+from passfx.cli.command import Group, command
+from passfx.cli.options import QUIET
+from passfx.cli.output import Output
 from passfx.errors import ExportError
-from passfx.optimized import TARGETS
+from passfx.target import CUDA, TARGETS
+
+if TYPE_CHECKING:
+    from passfx.export.triton import TritonSettings
 
 
-@click.command()
-@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
-@click.option("--triton", "repository", type=click.Path(path_type=Path), required=True,
-    metavar="DIR", help="The model repository to write into; made where it does not exist.",
-)  # fmt: skip
-@click.option("--name", help="Of the model in Triton.  [default: the name of the file]")
-@click.option("--version", type=click.IntRange(min=1), default=1, show_default=True,
-    help="A version that exists is never overwritten.")  # fmt: skip
-@click.option("--provider", type=click.Choice(TARGETS),
+def _settings(**given: Any) -> "TritonSettings":
+    from passfx.export.triton import TritonSettings
+
+    return TritonSettings(**given)
+
+
+_PATH = click.Path(path_type=Path)
+_MODEL = click.Argument(["model"], type=_PATH, metavar="MODEL.onnx")
+_TRITON = click.Option(["--triton", "repository"], type=_PATH, required=True, metavar="DIR",
+    help="The model repository to write into; made where it does not exist.")  # fmt: skip
+_PROVIDER = click.Option(["--provider"], type=click.Choice(list(TARGETS)),
     help="Where it runs.  [default: as it was tuned, else cuda]")  # fmt: skip
-@click.option("--max-batch-size", type=click.IntRange(min=0),
-    help="Of the dynamic batcher; 0 turns it off.  [default: 0 for a fixed batch, else 32]",
+_SETTINGS = Group(
+    _settings,
+    (
+        click.Option(["--name"], help="Of the model in Triton.  [default: the name of the file]"),
+        click.Option(["--version"], type=click.IntRange(min=1), default=1, show_default=True,
+            help="A version that exists is never overwritten."),
+        click.Option(["--max-batch-size"], type=click.IntRange(min=0),
+            help="Of the dynamic batcher; 0 turns it off.  [default: 0 for a fixed batch, else "
+            "32]"),
+        click.Option(["--max-queue-delay"], type=click.IntRange(min=0), default=100,
+            show_default=True, metavar="MICROSECONDS",
+            help="How long a request may wait for others."),
+        click.Option(["--instances"], type=click.IntRange(min=1), default=1, show_default=True,
+            help="Copies of the model on each GPU, or on the CPU."),
+    ),
 )  # fmt: skip
-@click.option("--max-queue-delay", type=click.IntRange(min=0), default=100, show_default=True,
-    metavar="MICROSECONDS", help="How long a request may wait for others.")  # fmt: skip
-@click.option("--instances", type=click.IntRange(min=1), default=1, show_default=True,
-    help="Copies of the model on each GPU, or on the CPU.")  # fmt: skip
-@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@reports_errors
+
+
+@command(_MODEL, _TRITON, _PROVIDER, settings=_SETTINGS, out=Group(Output, (QUIET,)))
 def deploy(
-    model: Path,
-    repository: Path,
-    name: str | None,
-    version: int,
-    provider: str | None,
-    max_batch_size: int | None,
-    max_queue_delay: int,
-    instances: int,
-    quiet: bool,
+    model: Path, repository: Path, provider: str | None, settings: "TritonSettings", out: Output
 ) -> None:
     """Write MODEL.onnx as a model repository of NVIDIA Triton Inference Server.
 
@@ -49,23 +59,20 @@ def deploy(
     from passfx.export.triton import write_triton
     from passfx.runtime.sidecar import read_sidecar
 
-    out = Output(None, None, quiet)
     if not model.is_file():
         raise ExportError(f"the file {model} does not exist")
     sidecar = read_sidecar(model)
     tuned = sidecar if sidecar and provider in (None, sidecar.options.provider) else None
-    written = write_triton(
-        tuned.model_path if tuned else model,
-        repository,
-        name=name or re.sub(r"[^A-Za-z0-9_.-]", "_", model.stem),
-        version=version,
-        provider=tuned.options.provider if tuned else provider or "cuda",
-        options=tuned.options.differences() if tuned else {},
-        batches=tuned.batches if tuned else (),
-        max_batch_size=max_batch_size,
-        max_queue_delay=max_queue_delay,
-        instances=instances,
-    )
+    name = settings.name or re.sub(r"[^A-Za-z0-9_.-]", "_", model.stem)
+    settings = replace(settings, name=name, provider=provider or CUDA.name)
+    if tuned:
+        settings = replace(
+            settings,
+            provider=tuned.options.provider,
+            options=tuned.options.differences(),
+            batches=tuned.batches,
+        )
+    written = write_triton(tuned.model_path if tuned else model, repository, settings)
     for path in written.files:
         out.console.print(f"Written      {path}")
     if written.ignored:

@@ -1,36 +1,27 @@
 """`passfx inspect`."""
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import click
+from passfx.cli.command import command
+from passfx.cli.options import OUTPUT, PROVEN_PLAN, SOURCE
+from passfx.cli.output import Output
 
-from passfx.cli.options import (
-    Output,
-    load,
-    output_options,
-    pass_options,
-    reports_errors,
-    source_options,
-)
-from passfx.report.console import print_inspection
+if TYPE_CHECKING:
+    from passfx.pipeline import Plan
+    from passfx.source.spec import SourceSpec
 
 
-@click.command()
-@source_options
-@pass_options
-@output_options
-@reports_errors
-def inspect(
-    source: str, json_path: str | None, html_path: Path | None, quiet: bool, **options: Any
-) -> None:
+@command(spec=SOURCE, plan=PROVEN_PLAN, out=OUTPUT)
+def inspect(spec: "SourceSpec", plan: "Plan", out: Output) -> None:
     """Show the shortcuts of SOURCE and what each pass does to it.
 
     SOURCE is file.py:factory, package.module:factory, timm:NAME, torchvision:NAME or file.pt2.
     Nothing is written but the files of --json and --report.
     """
-    out = Output(json_path, html_path, quiet)
+    from passfx.jobs import inspect as job
+    from passfx.report.console import print_inspection
+
     with out.progress() as progress:
-        optimized = load(source, progress=progress, **options)
-    out.write(optimized.report)
-    print_inspection(out.console, optimized.report)
+        report = job.inspect(spec, plan, progress)
+    out.write(report)
+    print_inspection(out.console, report)

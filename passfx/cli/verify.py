@@ -1,50 +1,31 @@
 """`passfx verify`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from passfx.cli.options import (
-    Output,
-    load,
-    output_options,
-    reports_errors,
-    rtol_option,
-    source_options,
-)
-from passfx.errors import ExportError
-from passfx.prove import prove_file
-from passfx.report.console import print_parity
+from passfx.cli.command import command
+from passfx.cli.options import OUTPUT, RTOL, SOURCE
+from passfx.cli.output import Output
+
+if TYPE_CHECKING:
+    from passfx.source.spec import SourceSpec
+
+_MODEL = click.Argument(["model"], type=click.Path(path_type=Path), metavar="MODEL.onnx")
 
 
-@click.command()
-@source_options
-@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
-@rtol_option
-@output_options
-@reports_errors
-def verify(
-    source: str,
-    model: Path,
-    rtol: float | None,
-    seed: int,
-    json_path: str | None,
-    html_path: Path | None,
-    quiet: bool,
-    **options: Any,
-) -> None:
+@command("spec", _MODEL, RTOL, spec=SOURCE, out=OUTPUT)
+def verify(spec: "SourceSpec", model: Path, rtol: float | None, out: Output) -> None:
     """Prove an ONNX file against its SOURCE, whoever wrote it.
 
     Both run on the same samples, SOURCE in float64; the exit code is 1 where they disagree. Give
     the same --arg, --weights and --seed that the file was made with.
     """
-    out = Output(json_path, html_path, quiet)
-    if not model.is_file():
-        raise ExportError(f"the file {model} does not exist")
+    from passfx.jobs import verify as job
+    from passfx.report.console import print_parity
+
     with out.progress() as progress:
-        optimized = load(source, seed=seed, only=("remove-unused",), progress=progress, **options)
-        progress("verify")
-        report = prove_file(optimized, model, rtol=rtol, seed=seed)
+        report = job.verify(spec, model, rtol=rtol, progress=progress)
     out.write(report)
     print_parity(out.console, report)

@@ -3,18 +3,15 @@
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes
 import numpy as np
-import torch
 from torch import Tensor
 
-from passfx.capture import Captured
+from passfx.capture.program import Captured
 from passfx.errors import SourceError
-from passfx.verify import draw_samples
+from passfx.export.arrays import Array, to_numpy
+from passfx.verify.parity import draw_samples
 
-Array = np.ndarray[Any, Any]
 _LOADS = (OSError, ValueError, EOFError, zipfile.BadZipFile)
 
 
@@ -66,11 +63,3 @@ def _batches(path: Path, name: str, array: Array, example: Tensor) -> list[Array
         )
     array = array.astype(to_numpy(example).dtype)
     return [array[start : start + size] for start in range(0, len(array) - size + 1, size)]
-
-
-def to_numpy(tensor: Tensor) -> Array:
-    """The values of a tensor, where it allows that without a copy; bfloat16 as ml_dtypes has it."""
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()

@@ -1,59 +1,65 @@
-"""Convolution, bias, shortcut and activation in one operator of ONNX Runtime.
-
-    Conv → Add(·, z) → Relu|Tanh   becomes   FusedConv(x, weight, bias, z)
-    Conv → Relu|Tanh               becomes   FusedConv(x, weight, bias)
-
-com.microsoft.FusedConv is one cuDNN call on the CUDA provider, which launches each of the four
-alone otherwise; it saves their launches and their passes over memory, and nothing in the model of
-costs speaks against it. Whether it wins is measured by `passfx tune`. The CPU provider has it too.
-
-Where both operands of the addition are convolutions, it is the deeper one that is fused, so that
-the other is ready before it starts and nothing waits.
-
-Kept as they are, and refused with a reason:
-
-1. another dtype than float32: the operator has no kernel for it;
-2. another convolution than in two dimensions;
-3. padding that differs between two sides: the CUDA kernel computes more and slices afterwards,
-   without regard to z;
-4. a convolution or a sum that something else reads too;
-5. a z that is broadcast, or whose shape is not known to be that of the convolution.
-"""
+"""Epilogues of convolutions: FusedConv, and back."""
 
 import ast
 from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from passfx.graph.editor import Refusal, Rewrite
+from passfx.export.base import FilePass
+from passfx.record import Refusal, Rewrite
 
 DOMAIN = "com.microsoft"
 ACTIVATIONS = ("Relu", "Tanh")
 
 
-def fuse_epilogues(model: ir.Model) -> tuple[list[Rewrite], list[Refusal]]:
-    """Fuse the epilogues of the convolutions of a model, in place."""
-    graph = model.graph
-    depths = _depths(graph)
-    rewrites: list[Rewrite] = []
-    refusals: list[Refusal] = []
-    for activation in [node for node in graph if _is(node, *ACTIVATIONS)]:
-        reasons: list[Refusal] = []
-        for conv, add in sorted(_chains(activation), key=lambda pair: -depths[pair[0]]):
-            reason = _refuse(conv, add)
-            if reason is None:
-                rewrites.append(_fuse(graph, conv, add, activation))
-                reasons = []
-                break
-            reasons.append(Refusal(str(conv.name), module_path(conv), reason))
-        refusals += reasons
-    if rewrites:
-        model.opset_imports.setdefault(DOMAIN, 1)
-    return rewrites, refusals
+class FuseEpilogues(FilePass):
+    """Convolution, bias, shortcut and activation in one operator of ONNX Runtime.
+
+        Conv → Add(·, z) → Relu|Tanh   becomes   FusedConv(x, weight, bias, z)
+        Conv → Relu|Tanh               becomes   FusedConv(x, weight, bias)
+
+    com.microsoft.FusedConv is one cuDNN call on the CUDA provider, which launches each of the four
+    alone otherwise; it saves their launches and their passes over memory, and nothing in the model
+    of costs speaks against it. Whether it wins is measured by `passfx tune`. The CPU provider has
+    it too.
+
+    Where both operands of the addition are convolutions, it is the deeper one that is fused, so
+    that the other is ready before it starts and nothing waits.
+
+    Kept as they are, and refused with a reason:
+
+    1. another dtype than float32: the operator has no kernel for it;
+    2. another convolution than in two dimensions;
+    3. padding that differs between two sides: the CUDA kernel computes more and slices afterwards,
+       without regard to z;
+    4. a convolution or a sum that something else reads too;
+    5. a z that is broadcast, or whose shape is not known to be that of the convolution.
+    """
+
+    name = "fuse-epilogues"
+
+    def rewrite(self, model: ir.Model) -> tuple[list[Rewrite], list[Refusal]]:
+        graph = model.graph
+        depths = _depths(graph)
+        rewrites: list[Rewrite] = []
+        refusals: list[Refusal] = []
+        for activation in [node for node in graph if _is(node, *ACTIVATIONS)]:
+            reasons: list[Refusal] = []
+            for conv, add in sorted(_chains(activation), key=lambda pair: -depths[pair[0]]):
+                reason = _refuse(conv, add)
+                if reason is None:
+                    rewrites.append(_fuse(graph, conv, add, activation))
+                    reasons = []
+                    break
+                reasons.append(Refusal(str(conv.name), module_path(conv), reason))
+            refusals += reasons
+        if rewrites:
+            model.opset_imports.setdefault(DOMAIN, 1)
+        return rewrites, refusals
 
 
 def split_epilogues(model: ir.Model) -> list[Rewrite]:
-    """Undo `fuse_epilogues`, in place, for files that came with FusedConv."""
+    """Undo `FuseEpilogues`, in place, for files that came with FusedConv."""
     graph = model.graph
     rewrites = [_split(graph, node) for node in list(graph) if _is_splittable(node)]
     if not any(node.domain == DOMAIN for node in model.graph.all_nodes()):

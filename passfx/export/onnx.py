@@ -5,6 +5,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from torch.export.graph_signature import (
 )
 from torch.fx import Graph, GraphModule, Node
 
-from passfx.capture import Captured, quiet
-from passfx.errors import ExportError
+from passfx.capture.program import Captured
+from passfx.errors import ExportError, quiet
 from passfx.graph.query import attribute, is_constant, tensor, value
+from passfx.record import OnnxReport
 from passfx.version import __version__
 
 _BFLOAT16_OPSET = 22  # the first whose Conv takes it
@@ -155,14 +157,14 @@ def _explain(error: BaseException) -> str:
 
 
 @contextmanager
-def staged(model: ir.Model, path: Path) -> Iterator[tuple[Path, tuple[int, int, dict[str, int]]]]:
+def staged(model: ir.Model, path: Path) -> Iterator[tuple[Path, OnnxReport]]:
     """Write the file beside its place; move it there if the block succeeds, else leave nothing.
 
     It is written in a folder of its own under its own name, because external data is found by
     name. It is checked with full shape inference. Weights of more than 2 GB are external.
 
     Yields:
-        The staged file, and its size in bytes, its number of nodes and their operators.
+        The staged file, and the report of what will lie at `path`.
 
     Raises:
         ExportError: the written file does not pass `onnx.checker`.
@@ -179,7 +181,7 @@ def staged(model: ir.Model, path: Path) -> Iterator[tuple[Path, tuple[int, int, 
             onnx.checker.check_model(str(written), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise ExportError(f"the exported model is not valid ONNX: {error}") from error
-        yield written, summarize(written)[1]
+        yield written, replace(summarize(written), path=str(path))
         _move_beside(written, path)
 
 
@@ -199,8 +201,8 @@ def _move_beside(written: Path, path: Path) -> None:
         undo.pop_all()
 
 
-def summarize(path: Path) -> tuple[int | None, tuple[int, int, dict[str, int]]]:
-    """The opset of a file; its bytes with external data, its number of nodes, their operators.
+def summarize(path: Path) -> OnnxReport:
+    """The size, operators and opset of a file.
 
     Raises:
         ExportError: it is not an ONNX file.
@@ -212,7 +214,7 @@ def summarize(path: Path) -> tuple[int | None, tuple[int, int, dict[str, int]]]:
         (item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), None
     )
     size = sum(file.stat().st_size for file in (path, *external_files(path)))
-    return opset, (size, len(model.graph.node), ops)
+    return OnnxReport(str(path), size, len(model.graph.node), ops, opset)
 
 
 def load_graph(path: Path) -> onnx.ModelProto:

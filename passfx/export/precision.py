@@ -1,23 +1,4 @@
-"""Mixed precision: an ONNX model in fp16 or bf16, but for the operators that need float32.
-
-What each operator loses is measured on samples (rounding.py). What stays in float32, and is
-reported with the reason:
-
-1. an operator whose result or weights do not fit: max |·| times a margin of 2 exceeds the largest
-   number of the format;
-2. one that loses more than `accuracy` by itself: weights that become subnormal, exp of large
-   numbers; the loss is max |difference| / max |result|;
-3. one that loses more than four times that by the rounding of its inputs (x − mean(x), variances),
-   and the operators that compute those inputs;
-4. resizing, and reductions over more than 4096 elements;
-5. operators that have no kernel for the format in ONNX Runtime, or no such type in the opset.
-
-onnxruntime.transformers.float16 is not used: it clamps what does not fit without a word, knows no
-bfloat16, and would need the same list of operators.
-
-What only moves data stays in float32 where its inputs and its readers do. A value is cast once,
-where it is first needed in the other precision, so that no two casts cancel.
-"""
+"""Mixed precision: an ONNX model in fp16 or bf16, but for the operators that need float32."""
 
 import math
 from collections import Counter
@@ -31,7 +12,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from passfx.errors import ExportError
-from passfx.export.calibration import Array
+from passfx.export.arrays import Array
+from passfx.export.base import FilePass
 from passfx.export.epilogue import module_path
 from passfx.export.rounding import (
     FORMATS,
@@ -46,7 +28,9 @@ from passfx.export.rounding import (
     is_full,
     measure_losses,
 )
-from passfx.graph.editor import Refusal, Rewrite
+from passfx.export.settings import check_precision
+from passfx.record import Refusal, Rewrite
+from passfx.target import CUDA, Target
 
 _MARGIN = 2
 _INPUTS_COUNT = 4  # how much more may be lost by rounding the inputs
@@ -69,52 +53,72 @@ _BF16_ON_CUDA = frozenset({
 })  # fmt: skip
 
 
-def lower_precision(
-    model: ir.Model,
-    precision: str,
-    samples: Sequence[Mapping[str, Array]],
-    run: Run,
-    *,
-    target: str = "cuda",
-    half_io: bool = False,
-    accuracy: float | None = None,
-) -> tuple[list[Rewrite], list[Refusal]]:
-    """Convert a float32 model, in place.
+@dataclass(frozen=True)
+class LowerPrecision(FilePass):
+    """Write a float32 model in fp16 or bf16, but for the operators that need float32.
 
-    Args:
+    What each operator loses is measured on samples (rounding.py). What stays in float32, and is
+    reported with the reason:
+
+    1. an operator whose result or weights do not fit: max |·| times a margin of 2 exceeds the
+       largest number of the format;
+    2. one that loses more than `accuracy` by itself: weights that become subnormal, exp of large
+       numbers; the loss is max |difference| / max |result|;
+    3. one that loses more than four times that by the rounding of its inputs (x − mean(x),
+       variances), and the operators that compute those inputs;
+    4. resizing, and reductions over more than 4096 elements;
+    5. operators that have no kernel for the format in ONNX Runtime, or no such type in the opset.
+
+    onnxruntime.transformers.float16 is not used: it clamps what does not fit without a word, knows
+    no bfloat16, and would need the same list of operators.
+
+    What only moves data stays in float32 where its inputs and its readers do. A value is cast once,
+    where it is first needed in the other precision, so that no two casts cancel.
+
+    Attributes:
         precision: "fp16" or "bf16".
         samples: inputs by name, from which ranges and losses are taken.
-        run: runs a model on samples without graph optimisation, its outputs in order.
-        target: "cpu" or "cuda", whose kernels count.
+        execute: runs a model on samples without graph optimisation, its outputs in order.
+        target: whose kernels count.
         half_io: inputs and outputs are converted too; else they stay in float32.
         accuracy: the relative error that one operator may add; by default 8 units of roundoff,
             0.4 % for fp16, which only what is ill-conditioned exceeds.
-
-    Returns:
-        One rewrite for the whole model, none if nothing was converted; and a refusal for each
-        operator that stays in float32.
-
-    Raises:
-        ExportError: the target has no kernels for the format, or nothing can be converted.
     """
-    chosen = FORMATS[precision]
-    accuracy = 8 * chosen.roundoff if accuracy is None else accuracy
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    infer_types(model)
-    plan = _Plan(model, chosen)
-    plan.keep_what_has_no_kernel(target)
-    plan.keep_what_loses(samples, run, accuracy)
-    plan.settle_moves(half_io)
-    lowered = [node for node in plan.nodes if node not in plan.kept]
-    if not lowered:
-        if any(value.dtype == chosen.dtype for value in _values(model.graph)):
-            return [], plan.refusals()
-        reasons = dict.fromkeys(refusal.reason for refusal in plan.refusals())
-        because = f": {next(iter(reasons))}" if reasons else ", it has none in float32"
-        raise ExportError(f"no operator of this model can be in {chosen.name}{because}")
-    casts = _Conversion(model, chosen, set(lowered), half_io).apply()
-    what = f"{len(lowered)} of {len(plan.nodes)} operators in {chosen.name}, {casts} casts"
-    return [Rewrite("graph", "", what, (), (), None)], plan.refusals()
+
+    name = "lower-precision"
+
+    precision: str
+    samples: Sequence[Mapping[str, Array]]
+    execute: Run
+    target: Target = CUDA
+    half_io: bool = False
+    accuracy: float | None = None
+
+    def rewrite(self, model: ir.Model) -> tuple[list[Rewrite], list[Refusal]]:
+        """One rewrite for the whole model, none if nothing was converted.
+
+        Raises:
+            ExportError: the target has no kernels for the format, or nothing can be converted.
+        """
+        check_precision(self.precision, self.target)
+        chosen = FORMATS[self.precision]
+        accuracy = 8 * chosen.roundoff if self.accuracy is None else self.accuracy
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        infer_types(model)
+        plan = _Plan(model, chosen)
+        plan.keep_what_has_no_kernel()
+        plan.keep_what_loses(self.samples, self.execute, accuracy)
+        plan.settle_moves(self.half_io)
+        lowered = [node for node in plan.nodes if node not in plan.kept]
+        if not lowered:
+            if any(value.dtype == chosen.dtype for value in _values(model.graph)):
+                return [], plan.refusals()
+            reasons = dict.fromkeys(refusal.reason for refusal in plan.refusals())
+            because = f": {next(iter(reasons))}" if reasons else ", it has none in float32"
+            raise ExportError(f"no operator of this model can be in {chosen.name}{because}")
+        casts = _Conversion(model, chosen, set(lowered), self.half_io).apply()
+        what = f"{len(lowered)} of {len(plan.nodes)} operators in {chosen.name}, {casts} casts"
+        return [Rewrite("graph", "", what, (), (), None)], plan.refusals()
 
 
 class _Plan:
@@ -134,13 +138,7 @@ class _Plan:
             if reason
         ]
 
-    def keep_what_has_no_kernel(self, target: str) -> None:
-        is_bf16 = self._format.dtype == ir.DataType.BFLOAT16
-        if is_bf16 and target == "cpu":
-            raise ExportError(
-                "ONNX Runtime's CPU provider has no bfloat16 kernels; use --precision fp16, or "
-                "--target cuda"
-            )
+    def keep_what_has_no_kernel(self) -> None:
         inner = {read for node in self._inner_nodes() for read in node.inputs}
         for node in self.nodes:
             reason = self._no_kernel(node)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from passfx.export.calibration import Array
+from passfx.export.arrays import Array
 
 Run = Callable[[ir.Model, Sequence[Mapping[str, Array]]], list[list[Array]]]
 

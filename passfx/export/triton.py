@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from google.protobuf import text_format
 
 from passfx.errors import ExportError
 from passfx.export.onnx import external_files, load_graph
+from passfx.files import writing
+from passfx.target import CUDA, TARGETS
 from passfx.version import __version__
 
 MAX_BATCH_SIZE = 32  # where the batch varies and nothing else is asked for
@@ -49,52 +51,52 @@ class Deployment:
     ignored: tuple[str, ...]
 
 
-def write_triton(
-    model: Path,
-    repository: Path,
-    *,
-    name: str,
-    version: int = 1,
-    provider: str = "cuda",
-    options: Mapping[str, Any] | None = None,
-    batches: Sequence[int] = (),
-    max_batch_size: int | None = None,
-    max_queue_delay: int = 100,
-    instances: int = 1,
-) -> Deployment:
-    """Write a model into a repository; all of it or nothing.
+@dataclass(frozen=True)
+class TritonSettings:
+    """How a server runs a model.
 
-    Args:
-        model: the ONNX file; weights that lie beside it are copied too.
-        repository: the folder with a folder for each model; made where it does not exist.
+    Attributes:
+        name: of the model in Triton.
+        version: a version that exists is never overwritten.
+        provider: where it runs.
         options: of the session that differ from ONNX Runtime's own, by name.
         batches: sizes that the dynamic batcher prefers.
         max_batch_size: of the dynamic batcher; 0 turns it off. By default 0 where the batch is
             fixed, else the largest of `batches`, at least 32.
         max_queue_delay: microseconds that a request may wait for others to form a batch.
         instances: copies of the model on each GPU, or on the CPU.
+    """
+
+    name: str
+    version: int = 1
+    provider: str = CUDA.name
+    options: Mapping[str, Any] = field(default_factory=dict)
+    batches: Sequence[int] = ()
+    max_batch_size: int | None = None
+    max_queue_delay: int = 100
+    instances: int = 1
+
+
+def write_triton(model: Path, repository: Path, settings: TritonSettings) -> Deployment:
+    """Write a model into a repository; all of it or nothing.
+
+    Args:
+        model: the ONNX file; weights that lie beside it are copied too.
+        repository: the folder with a folder for each model; made where it does not exist.
 
     Raises:
         ExportError: tritonclient is not installed, the file or the name does not serve, or that
             version is there already.
     """
+    name = settings.name
     if not _NAMES.fullmatch(name):
         raise ExportError(
             f"{name!r} cannot be the name of a model in Triton: letters, digits, '.', '_' and '-'"
         )
-    config, ignored = triton_config(
-        model,
-        name=name,
-        provider=provider,
-        options=options or {},
-        batches=batches,
-        max_batch_size=max_batch_size,
-        max_queue_delay=max_queue_delay,
-        instances=instances,
-    )
+    config, ignored = triton_config(model, settings)
     text = _text(config, model, ignored)
     folder = repository / name
-    place = folder / str(version)
+    place = folder / str(settings.version)
     if place.exists():
         raise ExportError(f"{place} exists already; --version writes another one")
     described = folder / "config.pbtxt"
@@ -102,10 +104,8 @@ def write_triton(
         raise ExportError(
             f"{described} describes another model, and all versions share it; give another --name"
         )
-    try:
-        _write(model, repository, folder, str(version), text)
-    except OSError as error:
-        raise ExportError(f"{folder} cannot be written: {error.strerror or error}") from error
+    with writing(folder):
+        _write(model, repository, folder, str(settings.version), text)
     files = (described, *sorted(place.iterdir()))
     return Deployment(folder, files, ignored)
 
@@ -125,17 +125,7 @@ def _write(model: Path, repository: Path, folder: Path, version: str, text: str)
             os.replace(built, folder)
 
 
-def triton_config(
-    model: Path,
-    *,
-    name: str,
-    provider: str,
-    options: Mapping[str, Any],
-    batches: Sequence[int],
-    max_batch_size: int | None,
-    max_queue_delay: int,
-    instances: int,
-) -> tuple[Any, tuple[str, ...]]:
+def triton_config(model: Path, settings: TritonSettings) -> tuple[Any, tuple[str, ...]]:
     """The `ModelConfig` of a file, and the options that Triton has no key for."""
     pb = _protobuf()
     graph = load_graph(model).graph
@@ -145,45 +135,48 @@ def triton_config(
         "output": list(graph.output),
     }
     varies = _batch_varies([item for values in ends.values() for item in values])
+    max_batch_size = settings.max_batch_size
     if max_batch_size is None:
-        max_batch_size = max([MAX_BATCH_SIZE, *batches]) if varies else 0
+        max_batch_size = max([MAX_BATCH_SIZE, *settings.batches]) if varies else 0
     if max_batch_size and not varies:
         raise ExportError(
             f"{model} has a fixed batch, so --max-batch-size must be 0; "
             "convert with --dynamic-batch for another one"
         )
-    config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=max_batch_size)
+    config = pb.ModelConfig(
+        name=settings.name, backend="onnxruntime", max_batch_size=max_batch_size
+    )
     for kind, values in ends.items():
         for item in values:
             dims = _dims(item)[1 if max_batch_size else 0 :]
             getattr(config, kind).add(name=item.name, data_type=_data_type(pb, item), dims=dims)
     if max_batch_size:
-        config.dynamic_batching.max_queue_delay_microseconds = max_queue_delay
-        preferred = sorted({size for size in batches if 1 < size <= max_batch_size})
+        config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay
+        preferred = sorted({size for size in settings.batches if 1 < size <= max_batch_size})
         config.dynamic_batching.preferred_batch_size.extend(preferred)
     kinds = pb.ModelInstanceGroup
-    kind = kinds.KIND_GPU if provider == "cuda" else kinds.KIND_CPU
-    config.instance_group.add(count=instances, kind=kind)
-    return config, _set_options(config, provider, options)
+    kind = kinds.KIND_GPU if TARGETS[settings.provider].is_gpu else kinds.KIND_CPU
+    config.instance_group.add(count=settings.instances, kind=kind)
+    return config, _set_options(config, settings)
 
 
-def _set_options(config: Any, provider: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+def _set_options(config: Any, settings: TritonSettings) -> tuple[str, ...]:
     accelerated: dict[str, str] = {}
     ignored = []
-    for name, value in options.items():
+    for name, value in settings.options.items():
         if name == "threads":
             config.parameters["intra_op_thread_count"].string_value = str(value)
         elif name == "memory_pattern":
             config.parameters["enable_mem_pattern"].string_value = str(int(value))
         elif name == "layout":
             config.optimization.graph.level = _EXTENDED
-        elif provider == "cuda" and name in _CUDA:
+        elif settings.provider == CUDA.name and name in _CUDA:
             accelerated[_CUDA[name]] = value if isinstance(value, str) else str(int(value))
         else:
             ignored.append(f"{name}={value}")
     if accelerated:
         accelerators = config.optimization.execution_accelerators
-        accelerators.gpu_execution_accelerator.add(name="cuda", parameters=accelerated)
+        accelerators.gpu_execution_accelerator.add(name=CUDA.name, parameters=accelerated)
     return tuple(ignored)
 
 

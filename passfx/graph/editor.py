@@ -8,7 +8,7 @@ one new node reads it, so weights shared between layers stay what they were.
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,27 +20,7 @@ from torch.fx.node import map_arg
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
 from passfx.graph.query import attribute, is_constant, module_path, same_type, tensor, value
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """One committed edit: where, what, the nodes it removed and added, its certificate's error."""
-
-    at: str
-    module: str
-    what: str
-    removed: tuple[str, ...]
-    added: tuple[str, ...]
-    error: float | None
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """The right shape, but unsafe: where, and why."""
-
-    at: str
-    module: str
-    reason: str
+from passfx.record import Refusal, Rewrite
 
 
 def refuse(node: Node, reason: str) -> Refusal:
@@ -128,7 +108,8 @@ class Editor:
             self._commit(edit, certificate.error)
         else:
             self._undo(edit)
-            self.refuse(refuse(match.at, f"undone: {certificate.failure}"))
+            undone = refuse(match.at, f"undone: {certificate.failure}")
+            self.refuse(replace(undone, undone=True))
 
     def call(self, target: OpOverload, *args: Any, **kwargs: Any) -> Node:
         """Insert an operator call in the open edit and infer its metadata."""

@@ -80,6 +80,22 @@ def known_tensor(node: Any) -> torch.Tensor:
     return fake
 
 
+def tensors(values: Iterable[Any]) -> list[torch.Tensor]:
+    """The tensors among some values, which are inputs or results of a graph."""
+    return [item for item in values if isinstance(item, torch.Tensor)]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as torch names it: "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def ints(given: Any, count: int = 1) -> tuple[int, ...]:
+    """An argument that is a number, or one for each of `count` dimensions."""
+    items = tuple(given) if isinstance(given, list | tuple) else (given,)
+    return items * count if len(items) == 1 else items
+
+
 def elements(item: torch.Tensor) -> int:
     """How many elements a tensor has, at the example's sizes."""
     return math.prod(map(hint, item.shape))

@@ -8,22 +8,32 @@ works inside `torch.fx.passes.infra.pass_manager.PassManager`.
 
 import inspect
 from collections.abc import Iterator
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
-from passfx.graph.editor import Certify, Editor, Match, Refusal
+from passfx.graph.editor import Certify, Editor, Match
 from passfx.graph.query import tensor
-from passfx.verify import certify as default_certify
+from passfx.record import Refusal
+from passfx.target import CPU, Target
+from passfx.verify.certificate import certify as default_certify
 
 Found = Match | Refusal | None
 
 
+@dataclass(frozen=True)
 class Pass:
-    """One kind of rewrite. The docstring of a subclass is what `passfx passes NAME` prints."""
+    """One kind of rewrite. The docstring of a subclass is what `passfx passes NAME` prints.
+
+    Attributes:
+        target: what the graph is rewritten for; decisions by cost use its profile.
+    """
 
     name: ClassVar[str]
+
+    target: Target = CPU
 
     def match(self, node: Node) -> Found:
         """What there is to rewrite at `node`; reads only."""
@@ -66,17 +76,12 @@ class Pass:
         editor.finish()
         return PassResult(graph_module, editor.modified)
 
-    @classmethod
-    def for_target(cls, target: str) -> Self:
-        """The pass for a target; most passes are the same for every one."""
-        return cls()
 
-    @classmethod
-    def explanation(cls) -> str:
-        """What the pass does, in full."""
-        return inspect.getdoc(cls) or ""
+def explanation(kind: type) -> str:
+    """What a pass does, in full."""
+    return inspect.getdoc(kind) or ""
 
-    @classmethod
-    def summary(cls) -> str:
-        """What the pass does, in one line."""
-        return cls.explanation().partition("\n")[0]
+
+def summary(kind: type) -> str:
+    """What a pass does, in one line."""
+    return explanation(kind).partition("\n")[0]

@@ -1,15 +1,13 @@
 """Affine regions into fewer, cheaper operators."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import torch
 from torch import Tensor, ops
 from torch.fx import Graph, Node
 
 from passfx.algebra.conv import Conv
-from passfx.analysis.cost import PROFILES
 from passfx.analysis.regions import Candidate, cheapest_cover
 from passfx.graph.editor import Editor, Match, refuse
 from passfx.graph.query import CONVS, TRANSPOSED_CONVS, is_call, module_path, op_name, tensor
@@ -21,7 +19,6 @@ aten = ops.aten
 _Attach = Callable[[str, Tensor], Node]
 
 
-@dataclass(frozen=True)
 class Collapse(Pass):
     """Collapse every affine region into the operators that take the least predicted time.
 
@@ -44,16 +41,10 @@ class Collapse(Pass):
     6. a transposed convolution composes with maps of its channels alone.
     """
 
-    name: ClassVar[str] = "collapse"
-
-    target: str = "cpu"
-
-    @classmethod
-    def for_target(cls, target: str) -> Self:
-        return cls(target)
+    name = "collapse"
 
     def matches(self, graph: Graph) -> Iterator[Found]:
-        cover = cheapest_cover(graph, PROFILES[self.target])
+        cover = cheapest_cover(graph, self.target.profile)
         for node, reason in cover.refused:
             yield refuse(node, reason)
         for candidate in cover.chosen:

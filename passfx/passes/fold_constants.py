@@ -19,7 +19,7 @@ from passfx.graph.query import (
     tensor,
 )
 from passfx.passes.base import Found, Pass
-from passfx.verify import relative_error
+from passfx.verify.error import relative_error
 
 _GROWTH_BYTES = 1 << 20
 

@@ -2,14 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, ops
 from torch.fx import Graph, Node
 
-from passfx.analysis.cost import PROFILES, Profile, macs, node_seconds
+from passfx.analysis.cost import macs, node_seconds
 from passfx.graph.editor import Editor, Match, refuse
 from passfx.graph.query import (
     CONVS,
@@ -22,6 +21,7 @@ from passfx.graph.query import (
     module_path,
 )
 from passfx.passes.base import Found, Pass
+from passfx.target import Profile
 
 aten = ops.aten
 
@@ -33,7 +33,6 @@ _ACTIVATIONS = (
 )
 
 
-@dataclass(frozen=True)
 class MergeSiblings(Pass):
     """Compute layers of one input and one geometry by one operator and a split.
 
@@ -51,19 +50,13 @@ class MergeSiblings(Pass):
     4. grouped and depthwise convolutions, weights that are computed from inputs, integers.
     """
 
-    name: ClassVar[str] = "merge-siblings"
-
-    target: str = "cpu"
-
-    @classmethod
-    def for_target(cls, target: str) -> Self:
-        return cls(target)
+    name = "merge-siblings"
 
     def matches(self, graph: Graph) -> Iterator[Found]:
         for source in graph.nodes:
             for siblings, activations in _merges(source):
                 first, count = siblings[0], len(siblings)
-                apart, together = _seconds(siblings, activations, PROFILES[self.target])
+                apart, together = _seconds(siblings, activations, self.target.profile)
                 figures = f"would take {together * 1e6:.1f} µs, {apart * 1e6:.1f} µs apart"
                 if together >= apart:
                     yield refuse(first, f"{count} siblings as one {figures}")

@@ -1,13 +1,9 @@
 """Average pools and 1×1 convolutions, in the cheaper order."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Self
-
 from torch import ops
 from torch.fx import Node
 
 from passfx.analysis.commute import Exchange, exchange, pool, rebound
-from passfx.analysis.cost import PROFILES
 from passfx.graph.editor import Editor, Match
 from passfx.graph.query import arguments, constant, module_path, tensor
 from passfx.passes.base import Found, Pass
@@ -15,7 +11,6 @@ from passfx.passes.base import Found, Pass
 aten = ops.aten
 
 
-@dataclass(frozen=True)
 class MovePools(Pass):
     """Pool before a 1×1 convolution, or after it, whichever is predicted to take less time.
 
@@ -36,16 +31,10 @@ class MovePools(Pass):
     5. a grouped convolution before a mean that drops the spatial dimensions.
     """
 
-    name: ClassVar[str] = "move-pools"
-
-    target: str = "cpu"
-
-    @classmethod
-    def for_target(cls, target: str) -> Self:
-        return cls(target)
+    name = "move-pools"
 
     def match(self, node: Node) -> Found:
-        return exchange(node, pool, PROFILES[self.target])
+        return exchange(node, pool, self.target.profile)
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
         found: Exchange = match.data

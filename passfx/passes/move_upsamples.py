@@ -1,17 +1,12 @@
 """Interpolation and 1×1 convolutions, in the cheaper order."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Self
-
 from torch.fx import Node
 
 from passfx.analysis.commute import Exchange, exchange, interpolation, rebound
-from passfx.analysis.cost import PROFILES
 from passfx.graph.editor import Editor, Match
 from passfx.passes.base import Found, Pass
 
 
-@dataclass(frozen=True)
 class MoveUpsamples(Pass):
     """Interpolate after a 1×1 convolution, or before it, whichever is predicted to take less time.
 
@@ -29,16 +24,10 @@ class MoveUpsamples(Pass):
     3. convolutions with a stride, padding, a larger kernel or computed weights.
     """
 
-    name: ClassVar[str] = "move-upsamples"
-
-    target: str = "cpu"
-
-    @classmethod
-    def for_target(cls, target: str) -> Self:
-        return cls(target)
+    name = "move-upsamples"
 
     def match(self, node: Node) -> Found:
-        return exchange(node, interpolation, PROFILES[self.target])
+        return exchange(node, interpolation, self.target.profile)
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
         found: Exchange = match.data

@@ -1,9 +1,7 @@
 """Norms of concatenated channels into what computes the parts."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import ClassVar, Self
 
 from torch import ops
 from torch.fx import Node
@@ -16,7 +14,6 @@ from passfx.analysis.commute import (
     is_layer,
     rebound,
 )
-from passfx.analysis.cost import PROFILES
 from passfx.analysis.forms import forms
 from passfx.graph.editor import Editor, Match, refuse
 from passfx.graph.query import is_call, tensor
@@ -25,7 +22,6 @@ from passfx.passes.base import Found, Pass
 aten = ops.aten
 
 
-@dataclass(frozen=True)
 class NormBeforeCat(Pass):
     """Apply a map of each channel to the parts of a concatenation, where their layers take it in.
 
@@ -43,13 +39,7 @@ class NormBeforeCat(Pass):
     4. concatenations along another axis, of dynamic sizes, of mixed types, or with a part twice.
     """
 
-    name: ClassVar[str] = "norm-before-cat"
-
-    target: str = "cpu"
-
-    @classmethod
-    def for_target(cls, target: str) -> Self:
-        return cls(target)
+    name = "norm-before-cat"
 
     def match(self, node: Node) -> Found:
         affine = channel_map(node)
@@ -60,7 +50,7 @@ class NormBeforeCat(Pass):
         others = [user.name for user in affine.source.users if user is not node]
         if others:
             return refuse(node, f"{affine.source.name} is also read by {', '.join(others)}")
-        profile, total = PROFILES[self.target], elements(node)
+        profile, total = self.target.profile, elements(node)
         now = affine.seconds(total, profile)
         then = sum(affine.seconds(elements(p), profile, elements(p) / total) for p in own)
         figures = f"{then * 1e6:.1f} µs instead of {now * 1e6:.1f} µs"

@@ -12,7 +12,8 @@ from passfx.graph.editor import Editor, Match, refuse
 from passfx.graph.evaluate import evaluate
 from passfx.graph.query import arguments, hint, is_call, tensor
 from passfx.passes.base import Found, Pass
-from passfx.verify import CERTIFICATE_TOLERANCE, relative_error
+from passfx.verify.certificate import CERTIFICATE_TOLERANCE
+from passfx.verify.error import relative_error
 
 aten = ops.aten
 

@@ -1,8 +1,5 @@
 """Pools before maps of the channels."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Self
-
 from torch import ops
 from torch.fx import Node
 
@@ -15,7 +12,6 @@ from passfx.analysis.commute import (
     pool,
     rebound,
 )
-from passfx.analysis.cost import PROFILES
 from passfx.graph.editor import Editor, Match, refuse
 from passfx.graph.query import is_call, same_sizes, tensor
 from passfx.passes.base import Found, Pass
@@ -23,7 +19,6 @@ from passfx.passes.base import Found, Pass
 aten = ops.aten
 
 
-@dataclass(frozen=True)
 class PoolFirst(Pass):
     """Pool first, then apply the map of each channel, to the smaller tensor.
 
@@ -41,13 +36,7 @@ class PoolFirst(Pass):
     4. a pool that makes no less of it, and one over the batch or the channels.
     """
 
-    name: ClassVar[str] = "pool-first"
-
-    target: str = "cpu"
-
-    @classmethod
-    def for_target(cls, target: str) -> Self:
-        return cls(target)
+    name = "pool-first"
 
     def match(self, node: Node) -> Found:
         pooled = node.args[0] if _is_flattening(node) else node
@@ -56,7 +45,7 @@ class PoolFirst(Pass):
         affine = channel_map(found.source) if found else None
         if found is None or affine is None or any(map(_is_flattening, node.users)):
             return None
-        profile = PROFILES[self.target]
+        profile = self.target.profile
         now, then = (affine.seconds(elements(item), profile) for item in (affine.node, node))
         if then >= now or _folds_back(affine):
             return None

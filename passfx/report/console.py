@@ -200,7 +200,7 @@ def _refusal_lines(report: Report) -> Iterator[str]:
     for run in report.passes:
         if run.rolled_back:
             yield f"Rolled back  {run.name}: {run.refusals[-1].reason}"
-        undone = [item for item in run.refusals if item.reason.startswith("undone")]
+        undone = [item for item in run.refusals if item.undone]
         for item in undone:
             yield f"Undone       {run.name} at {_place(item.module, item.at)}: {item.reason}"
         refused = len(run.refusals) - len(undone)

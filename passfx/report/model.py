@@ -6,39 +6,9 @@ from typing import Any
 
 from passfx.analysis.cost import GraphCost
 from passfx.analysis.shortcuts import Shortcut
-from passfx.graph.editor import Refusal, Rewrite
-from passfx.verify import Parity
+from passfx.record import OnnxReport, PassReport, TensorInfo
+from passfx.verify.parity import Parity
 from passfx.version import __version__
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """An input or output: dtype as torch names it ("float32"), a dynamic size by its name."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class PassReport:
-    """What one pass did, over all rounds."""
-
-    name: str
-    seconds: float
-    rolled_back: bool
-    rewrites: tuple[Rewrite, ...]
-    refusals: tuple[Refusal, ...]
-
-
-@dataclass(frozen=True)
-class OnnxReport:
-    """The file that was written; `bytes` includes external data."""
-
-    path: str
-    bytes: int
-    nodes: int
-    ops: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -48,7 +18,6 @@ class Report:
     source: str
     target: str
     precision: str
-    opset: int | None
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     before: GraphCost
@@ -59,12 +28,24 @@ class Report:
     onnx: OnnxReport | None
     seconds: dict[str, float]
 
+    @property
+    def opset(self) -> int | None:
+        """The ONNX operator set of the file."""
+        return self.onnx.opset if self.onnx else None
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values; the keys are stable."""
-        fields = dataclasses.asdict(self)
-        graph = {"before": fields.pop("before"), "after": fields.pop("after")}
-        head = {name: fields.pop(name) for name in _HEAD}
-        return {"passfx": __version__, **head, "graph": graph, **fields}
+        fields = {"passfx": __version__, **dataclasses.asdict(self), "opset": self.opset}
+        if self.onnx:
+            del fields["onnx"]["opset"]
+        fields["graph"] = {"before": fields.pop("before"), "after": fields.pop("after")}
+        for item in fields["passes"]:
+            for refusal in item["refusals"]:
+                del refusal["undone"]
+        return {name: fields[name] for name in _KEYS}
 
 
-_HEAD = ("source", "target", "precision", "opset", "inputs", "outputs")
+_KEYS = (
+    *("passfx", "source", "target", "precision", "opset", "inputs", "outputs"),
+    *("graph", "shortcuts", "passes", "parity", "onnx", "seconds"),
+)

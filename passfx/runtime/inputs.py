@@ -7,7 +7,7 @@ from torch import Tensor
 
 from passfx.errors import SourceError
 from passfx.runtime.session import Port
-from passfx.source import InputShape, parse_input_shape
+from passfx.source.inputs import InputShape, parse_input_shape
 
 
 def draw_inputs(

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from passfx.errors import SourceError
+from passfx.target import CPU, TARGETS
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CONV_ALGO_SEARCHES = ("EXHAUSTIVE", "HEURISTIC")  # DEFAULT chooses blindly
 
 
@@ -33,7 +33,7 @@ class Options:
         SourceError: an unknown provider or algorithm search.
     """
 
-    provider: str = "cpu"
+    provider: str = CPU.name
     threads: int = 0
     spinning: bool = True
     layout: bool = True
@@ -46,7 +46,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for kind, given, known in (
-            ("provider", self.provider, tuple(PROVIDERS)),
+            ("provider", self.provider, tuple(TARGETS)),
             ("conv_algo_search", self.conv_algo_search, CONV_ALGO_SEARCHES),
         ):
             if given not in known:
@@ -90,7 +90,7 @@ class Options:
 
     def provider_options(self, device: int) -> dict[str, str]:
         """What the execution provider is opened with, on the GPU number `device`."""
-        if self.provider == "cpu":
+        if not TARGETS[self.provider].is_gpu:
             return {}
         switches = {
             "prefer_nhwc": self.prefer_nhwc,
@@ -107,7 +107,7 @@ class Options:
 
 def torch_device(provider: str, device: int = 0) -> torch.device:
     """Where the tensors of a provider lie."""
-    return torch.device("cuda", device) if provider == "cuda" else torch.device("cpu")
+    return torch.device(provider, device) if TARGETS[provider].is_gpu else torch.device(provider)
 
 
 def _named(option: tuple[str, Any]) -> str:

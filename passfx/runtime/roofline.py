@@ -12,6 +12,8 @@ import onnx
 import torch
 
 from passfx.errors import ExportError
+from passfx.graph.query import dtype_name
+from passfx.target import TARGETS
 
 _REPEATS = 5
 
@@ -32,14 +34,14 @@ class Peaks:
 
 def measure_peaks(device: torch.device) -> Peaks:
     """Time a large matrix product and a large copy; the CPU provider computes fp16 in float32."""
-    is_cuda = device.type == "cuda"
-    size, elements = (8192, 2**29) if is_cuda else (2048, 2**25)
+    is_gpu = TARGETS[device.type].is_gpu
+    size, elements = (8192, 2**29) if is_gpu else (2048, 2**25)
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
         macs = {
-            str(dtype).removeprefix("torch."): _product_rate(size, dtype, device)
-            for dtype in ((torch.float32, torch.float16) if is_cuda else (torch.float32,))
+            dtype_name(dtype): _product_rate(size, dtype, device)
+            for dtype in ((torch.float32, torch.float16) if is_gpu else (torch.float32,))
         }
     finally:
         torch.backends.cuda.matmul.allow_tf32 = allowed
@@ -58,7 +60,7 @@ def _best(function: Callable[[], object], device: torch.device) -> float:
     for _ in range(_REPEATS + 1):
         started = time.perf_counter()
         function()
-        if device.type == "cuda":
+        if TARGETS[device.type].is_gpu:
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
     return min(times[1:])

@@ -1,27 +1,21 @@
 """Run an ONNX file on torch tensors."""
 
-import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import ml_dtypes
-import numpy as np
 import onnx
-import onnx_ir as ir
 import torch
-from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from passfx.errors import RuntimeUnavailableError, SourceError
-from passfx.export.calibration import Array, to_numpy
-from passfx.export.rounding import emulated
-from passfx.runtime.options import PROVIDERS, Options, torch_device
+from passfx.errors import RuntimeUnavailableError, SourceError, named_line
+from passfx.graph.query import dtype_name
+from passfx.runtime.options import Options, torch_device
+from passfx.target import CPU, TARGETS
 
 _DTYPES = {
     "float": torch.float32,
@@ -36,15 +30,6 @@ _DTYPES = {
     "int64": torch.int64,
 }
 _NO_GRAPH = "-1"  # the gpu_graph_id of a run that is neither recorded nor replayed
-
-
-class Runner(Protocol):
-    """Something that runs a model: flat input tensors → flat output tensors."""
-
-    provider: str
-
-    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The outputs of the model, in the order of the file."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +54,7 @@ class Port:
 
 def _described(dtype: torch.dtype, shape: Sequence[int | str | None]) -> str:
     sizes = "x".join("?" if size is None else str(size) for size in shape)
-    return f"{str(dtype).removeprefix('torch.')} {sizes or 'scalar'}"
+    return f"{dtype_name(dtype)} {sizes or 'scalar'}"
 
 
 class Session:
@@ -108,7 +93,7 @@ class Session:
     ) -> None:
         onnxruntime = require_onnxruntime()
         self.options = options or Options()
-        self.provider = PROVIDERS[self.options.provider]
+        self.provider = TARGETS[self.options.provider].provider
         if not isinstance(model, bytes) and not Path(model).is_file():
             raise SourceError(f"the file {model} does not exist")
         _check_available(onnxruntime, self.provider)
@@ -120,8 +105,8 @@ class Session:
             )
         except Exception as error:  # ONNX Runtime has no class of errors of its own
             name = "the model" if isinstance(model, bytes) else model
-            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            raise SourceError(f"ONNX Runtime does not open {name}: {reason}") from error
+            message = f"ONNX Runtime does not open {name}: {named_line(error)}"
+            raise SourceError(message) from error
         used = self._session.get_providers()
         if used[0] != self.provider:
             raise RuntimeUnavailableError(
@@ -132,6 +117,7 @@ class Session:
         self.inputs = tuple(map(_port, self._session.get_inputs()))
         self.outputs = tuple(map(_port, self._session.get_outputs()))
         self.device = torch_device(self.options.provider, device)
+        self._is_gpu = TARGETS[self.options.provider].is_gpu
         self._pinned: dict[tuple[str, torch.Size], Tensor] = {}
         self._recorded: dict[tuple[torch.Size, ...], _Recorded] = {}
         self._lock = threading.Lock()  # around the buffers that runs share
@@ -146,7 +132,7 @@ class Session:
             raise ValueError(f"the model takes {len(self.inputs)} input(s), not {len(inputs)}")
         for port, item in zip(self.inputs, inputs, strict=True):
             port.check(item)
-        if self.device.type == "cpu":
+        if not self._is_gpu:
             return self._run(list(inputs))
         with self._lock:
             placed = list(map(self._place, self.inputs, inputs))
@@ -189,7 +175,7 @@ class Session:
         return ready
 
     def _execute(self, binding: Any, graph: str | None) -> None:
-        if self.device.type == "cuda":  # ONNX Runtime has a stream of its own, and waits for it
+        if self._is_gpu:  # ONNX Runtime has a stream of its own, and waits for it
             torch.cuda.current_stream(self.device).synchronize()
         run_options = None
         if graph is not None:
@@ -199,7 +185,7 @@ class Session:
 
     def _place(self, port: Port, item: Tensor) -> Tensor:
         """A tensor on the session's GPU."""
-        if item.device.type == "cpu":
+        if item.device.type == CPU.name:
             if not item.is_pinned():
                 key = port.name, item.shape
                 if key not in self._pinned:
@@ -269,92 +255,3 @@ def _check_available(onnxruntime: Any, provider: str) -> None:
             f"this ONNX Runtime has no {provider} (it has {', '.join(available)}); for NVIDIA GPUs "
             "uninstall onnxruntime and pip install 'passfx[gpu]'"
         )
-
-
-def open_session(path: Path) -> Runner:
-    """A session on the CPU provider, or on onnx's reference evaluator where it lacks a kernel.
-
-    ONNX Runtime has no CPU kernels for, among others, convolutions in float64 and bfloat16.
-
-    Raises:
-        RuntimeUnavailableError: onnxruntime is not installed.
-    """
-    try:
-        return Session(path)
-    except SourceError as error:
-        if "NOT_IMPLEMENTED" not in str(error):
-            raise
-        return _ReferenceSession(path)
-
-
-def open_rounding_session(path: Path) -> Runner:
-    """A session on the CPU in which every result of half precision is rounded, as on a GPU.
-
-    The CPU provider computes half precision in float32 and leaves out the rounding between two
-    operators, so that neither their loss nor an overflow would show.
-
-    Raises:
-        RuntimeUnavailableError: onnxruntime is not installed.
-    """
-    return _RoundingSession(path)
-
-
-class _RoundingSession:
-    def __init__(self, path: Path) -> None:
-        with _saved(emulated(ir.load(path))) as rounding:
-            self._session = Session(rounding)
-        self.provider = f"{self._session.provider}, results rounded to half precision"
-
-    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        ports = self._session.inputs
-        return self._session.run(
-            [
-                item.to(port.dtype) if item.is_floating_point() else item
-                for port, item in zip(ports, inputs, strict=True)
-            ]
-        )
-
-
-def run_model(model: ir.Model, samples: Sequence[Mapping[str, Array]]) -> list[list[Array]]:
-    """Run a model in memory on samples, inputs by name, on the CPU without graph optimisation.
-
-    Raises:
-        RuntimeUnavailableError: onnxruntime is not installed.
-    """
-    onnxruntime = require_onnxruntime()
-    options = Options().session_options(onnxruntime)
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    with _saved(model) as path:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-    return [session.run(None, dict(sample)) for sample in samples]
-
-
-@contextmanager
-def _saved(model: ir.Model) -> Iterator[Path]:
-    """A model as a file, which may be deleted once a session has read it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        ir.save(model, path, external_data="weights")
-        yield path
-
-
-class _ReferenceSession:
-    provider = "onnx.reference"
-
-    def __init__(self, path: Path) -> None:
-        model = onnx.load(path)
-        self._evaluator = ReferenceEvaluator(model)
-        self._names = [item.name for item in model.graph.input]
-
-    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        feeds = dict(zip(self._names, map(to_numpy, inputs), strict=True))
-        return [_to_torch(item) for item in self._evaluator.run(None, feeds)]
-
-
-def _to_torch(array: Any) -> Tensor:
-    array = np.asarray(array)
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(array.copy())

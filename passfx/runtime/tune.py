@@ -15,17 +15,19 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from passfx.errors import ExportError, VerificationError
-from passfx.export.epilogue import fuse_epilogues, split_epilogues
+from passfx.errors import ExportError, VerificationError, named_line
+from passfx.export.epilogue import FuseEpilogues, split_epilogues
 from passfx.export.onnx import staged
-from passfx.export.precision import lower_precision
+from passfx.export.precision import LowerPrecision
 from passfx.files import check_writable, write_text
-from passfx.runtime.bench import Open, Run, geometric_mean, race, speedup
 from passfx.runtime.inputs import draw_inputs
 from passfx.runtime.options import CONV_ALGO_SEARCHES, Options, torch_device
-from passfx.runtime.session import Session, open_session, require_onnxruntime, run_model
+from passfx.runtime.race import Open, Run, geometric_mean, race, speedup
+from passfx.runtime.reference import open_session, run_model
+from passfx.runtime.session import Session, require_onnxruntime
 from passfx.runtime.sidecar import Sidecar, sidecar_path, sidecar_text
-from passfx.verify import relative_error
+from passfx.target import CPU, CUDA, TARGETS
+from passfx.verify.error import relative_error
 
 GIVEN, FUSED, SPLIT, HALF = "as given", "epilogues fused", "epilogues split", "fp16"
 FULL_TOLERANCE = 1e-4  # of float32 against float32 on another provider
@@ -36,7 +38,7 @@ _FINAL_SHARE = 0.25  # of the budget, for the winner against the untuned session
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Trial:
     """A variant of the file, and what to open it with."""
 
     variant: str
@@ -48,7 +50,7 @@ class Candidate:
     @property
     def tolerance(self) -> float:
         """How far it may be from the given file in float32 on the CPU."""
-        is_full = self.options.provider == "cpu" or not self.options.tf32
+        is_full = self.options.provider == CPU.name or not self.options.tf32
         return FULL_TOLERANCE if is_full and self.variant != HALF else HALF_TOLERANCE
 
 
@@ -84,23 +86,41 @@ class Tuned:
         skipped: the axes of the search for which the budget did not last.
     """
 
-    chosen: Candidate
+    chosen: Trial
     sidecar: Sidecar
     results: tuple[Result, ...]
     skipped: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class TuneSettings:
+    """What is searched, and for how long.
+
+    Attributes:
+        provider: "cpu" or "cuda".
+        batches: sizes of the first axis of the inputs; by default the file's own, or 1.
+        shapes: "[NAME:]1x3x224x224" of inputs of which more than the first axis varies.
+        budget: seconds of measuring; opening and warming up come on top.
+        allow_fp16: try half precision too, on the GPU; the CPU provider has no kernels for it.
+        rtol: how far a result may be from the given file on the CPU, as
+            max |difference| / max |result|; by default 1e-4, and 1e-2 for TF32 and fp16.
+        device: the number of the GPU.
+        seed: of the random inputs.
+    """
+
+    provider: str = CPU.name
+    batches: Sequence[int] | None = None
+    shapes: Sequence[str] = ()
+    budget: float = 60
+    allow_fp16: bool = False
+    rtol: float | None = None
+    device: int = 0
+    seed: int = 0
+
+
 def tune(
     model: Path,
-    provider: str = "cpu",
-    *,
-    batches: Sequence[int] | None = None,
-    shapes: Sequence[str] = (),
-    budget: float = 60,
-    allow_fp16: bool = False,
-    rtol: float | None = None,
-    device: int = 0,
-    seed: int = 0,
+    settings: TuneSettings | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Tuned:
     """Measure the sensible combinations of options, and write the best beside the file.
@@ -112,15 +132,6 @@ def tune(
 
     Args:
         model: an ONNX file.
-        provider: "cpu" or "cuda".
-        batches: sizes of the first axis of the inputs; by default the file's own, or 1.
-        shapes: "[NAME:]1x3x224x224" of inputs of which more than the first axis varies.
-        budget: seconds of measuring; opening and warming up come on top.
-        allow_fp16: try half precision too, on the GPU; the CPU provider has no kernels for it.
-        rtol: how far a result may be from the given file on the CPU, as
-            max |difference| / max |result|; by default 1e-4, and 1e-2 for TF32 and fp16.
-        device: the number of the GPU.
-        seed: of the random inputs.
         progress: told what is measured.
 
     Raises:
@@ -129,20 +140,20 @@ def tune(
         ExportError: the file is not ONNX, or the result cannot be written.
         RuntimeUnavailableError: the provider is not there.
     """
+    settings = settings or TuneSettings()
     check_writable(sidecar_path(model))
-    default = Candidate(GIVEN, Options(provider))
-    inputs = draw_inputs(
-        Session(model, default.options, device=device).inputs, batches, shapes, seed
-    )
+    default = Trial(GIVEN, Options(settings.provider))
+    ports = Session(model, default.options, device=settings.device).inputs
+    inputs = draw_inputs(ports, settings.batches, settings.shapes, settings.seed)
     with tempfile.TemporaryDirectory() as folder:
-        variants = _variants(model, Path(folder), provider, allow_fp16, inputs)
-        search = _Search(variants, inputs, default, rtol, device)
-        best, gain, skipped = search.run(_AXES[provider], budget, progress)
+        variants = _variants(model, Path(folder), settings, inputs)
+        search = _Search(variants, inputs, default, settings)
+        best, gain, skipped = search.run(_AXES[settings.provider], settings.budget, progress)
         sidecar = Sidecar(
             model if best.variant == GIVEN else model.with_suffix(".tuned.onnx"),
             best.options,
             tuple(inputs),
-            device_name(provider, device),
+            device_name(settings.provider, settings.device),
             gain,
             tuple(map(asdict, search.results)),
         )
@@ -155,11 +166,7 @@ def tune(
 
 
 def _variants(
-    model: Path,
-    folder: Path,
-    provider: str,
-    allow_fp16: bool,
-    inputs: Mapping[int, list[Tensor]],
+    model: Path, folder: Path, settings: TuneSettings, inputs: Mapping[int, list[Tensor]]
 ) -> dict[str, Path]:
     """The file, and what can be made of it, each a file."""
     variants = {GIVEN: model}
@@ -172,27 +179,28 @@ def _variants(
     loaded = ir.load(model)
     if split_epilogues(loaded):
         add(SPLIT, loaded)
-    if provider == "cuda":
+    target = TARGETS[settings.provider]
+    if target.is_gpu:
         plain = variants.get(SPLIT, model)
         fused, half = ir.load(plain), ir.load(plain)
-        if SPLIT not in variants and fuse_epilogues(fused)[0]:
+        if SPLIT not in variants and FuseEpilogues().rewrite(fused)[0]:
             add(FUSED, fused)
-        if allow_fp16:
+        if settings.allow_fp16:
             names = [str(item.name) for item in half.graph.inputs]
             samples = [
                 {name: item.numpy() for name, item in zip(names, given, strict=True)}
                 for given in inputs.values()
             ]
             with suppress(ExportError):  # nothing in it can be converted
-                if lower_precision(half, "fp16", samples, run_model, target=provider)[0]:
+                if LowerPrecision("fp16", samples, run_model, target).rewrite(half)[0]:
                     add(HALF, half)
     return variants
 
 
-Axis = Callable[[Candidate, Mapping[str, Path]], list[Candidate]]
+Axis = Callable[[Trial, Mapping[str, Path]], list[Trial]]
 
 
-def _with_options(best: Candidate, **values: Sequence[Any]) -> list[Candidate]:
+def _with_options(best: Trial, **values: Sequence[Any]) -> list[Trial]:
     """The best with each of the values of an option."""
     return [
         replace(best, options=replace(best.options, **{name: value}))
@@ -201,18 +209,18 @@ def _with_options(best: Candidate, **values: Sequence[Any]) -> list[Candidate]:
     ]
 
 
-def _threads(best: Candidate, variants: Mapping[str, Path]) -> list[Candidate]:
+def _threads(best: Trial, variants: Mapping[str, Path]) -> list[Trial]:
     """One, half of them, and all that this process may use (hyper-threads too)."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert usable is not None
     return _with_options(best, threads=sorted({1, max(1, usable // 2), usable}))
 
 
-def _convolutions(best: Candidate, variants: Mapping[str, Path]) -> list[Candidate]:
+def _convolutions(best: Trial, variants: Mapping[str, Path]) -> list[Trial]:
     """Each variant in both layouts, with the bias inside or not; FusedConv is NCHW only."""
     fused = FUSED if FUSED in variants else GIVEN if SPLIT in variants else None
     return [
-        Candidate(
+        Trial(
             variant, replace(best.options, prefer_nhwc=prefer_nhwc, fuse_conv_bias=fuse_conv_bias)
         )
         for variant in variants
@@ -223,14 +231,14 @@ def _convolutions(best: Candidate, variants: Mapping[str, Path]) -> list[Candida
 
 
 _AXES: dict[str, dict[str, Axis]] = {
-    "cpu": {
+    CPU.name: {
         "epilogues": lambda best, variants: [replace(best, variant=name) for name in variants],
         "threads": _threads,
         "layout": lambda best, _: _with_options(best, layout=(False,)),
         "spinning": lambda best, _: _with_options(best, spinning=(False,)),
         "memory pattern": lambda best, _: _with_options(best, memory_pattern=(False,)),
     },
-    "cuda": {
+    CUDA.name: {
         "convolutions": _convolutions,
         "CUDA graph": lambda best, _: _with_options(best, cuda_graph=(True,)),
         "algorithm search": lambda best, _: _with_options(
@@ -248,28 +256,27 @@ class _Search:
         self,
         variants: Mapping[str, Path],
         inputs: Mapping[int, list[Tensor]],
-        default: Candidate,
-        rtol: float | None,
-        device: int,
+        default: Trial,
+        settings: TuneSettings,
     ) -> None:
         self.results: list[Result] = []
         self._variants = variants
         self._default = default
-        self._rtol = rtol
-        self._device = device
-        self._is_cuda = default.options.provider == "cuda"
+        self._rtol = settings.rtol
+        self._device = settings.device
+        self._is_cuda = TARGETS[settings.provider].is_gpu
         reference = open_session(variants[GIVEN])
         self._references = {batch: reference.run(given) for batch, given in inputs.items()}
-        place = torch_device(default.options.provider, device)
+        place = torch_device(settings.provider, settings.device)
         self._inputs = {
             batch: [item.to(place) for item in given] for batch, given in inputs.items()
         }
-        self._errors: dict[Candidate, dict[int, float]] = {}
-        self._kept: dict[Candidate, Session] = {}
+        self._errors: dict[Trial, dict[int, float]] = {}
+        self._kept: dict[Trial, Session] = {}
 
     def run(
         self, axes: Mapping[str, Axis], budget: float, progress: Callable[[str], None]
-    ) -> tuple[Candidate, float, tuple[str, ...]]:
+    ) -> tuple[Trial, float, tuple[str, ...]]:
         """The best candidate, how many times as fast it is, and the axes without time."""
         best = self._default = self._first()
         end = time.monotonic() + budget * (1 - _FINAL_SHARE)
@@ -295,7 +302,7 @@ class _Search:
                 return best, gain, tuple(skipped)
         return self._default, 1.0, tuple(skipped)
 
-    def _first(self) -> Candidate:
+    def _first(self) -> Trial:
         """An untuned session; without TF32 where that is too far from the file."""
         candidates = [self._default]
         if self._is_cuda:
@@ -309,8 +316,8 @@ class _Search:
         )
 
     def _faster(
-        self, axis: str, best: Candidate, alternatives: Sequence[Candidate], seconds: float
-    ) -> Candidate:
+        self, axis: str, best: Trial, alternatives: Sequence[Trial], seconds: float
+    ) -> Trial:
         """The best, or the alternative that beats it by more than noise."""
         admitted = [item for item in alternatives if self._admit(axis, item)]
         if not admitted:
@@ -322,7 +329,7 @@ class _Search:
         fastest = max(admitted, key=lambda item: gains[item])
         return fastest if gains[fastest] > _GAIN * gains[best] else best
 
-    def _admit(self, axis: str, candidate: Candidate) -> bool:
+    def _admit(self, axis: str, candidate: Trial) -> bool:
         """Whether a candidate runs and agrees; where not, the record says why."""
         if candidate in self._errors:
             return True
@@ -336,7 +343,7 @@ class _Search:
                 if not errors[batch] <= tolerance:
                     refused = f"relative error {errors[batch]:.1e}, tolerated {tolerance:.1e}"
             except Exception as error:  # whatever ONNX Runtime raises is about the candidate
-                refused = f"{type(error).__name__}: {error}".partition("\n")[0]
+                refused = named_line(error)
             if refused is not None:
                 self.results.append(
                     Result(axis, str(candidate), batch, None, None, errors.get(batch), refused)
@@ -346,11 +353,11 @@ class _Search:
         return True
 
     def _race(
-        self, axis: str, candidates: Sequence[Candidate], seconds: float
-    ) -> dict[Candidate, list[float]]:
+        self, axis: str, candidates: Sequence[Trial], seconds: float
+    ) -> dict[Trial, list[float]]:
         """The speed-up of each candidate over the untuned session, for each batch size."""
         field = list(dict.fromkeys([self._default, *candidates]))
-        gains: dict[Candidate, list[float]] = {item: [] for item in field}
+        gains: dict[Trial, list[float]] = {item: [] for item in field}
         for batch in self._inputs:
             contestants: dict[str, Open] = {
                 str(item): partial(self._open, item, batch) for item in field
@@ -374,11 +381,11 @@ class _Search:
         return gains
 
     @contextmanager
-    def _open(self, candidate: Candidate, batch: int) -> Iterator[Run]:
+    def _open(self, candidate: Trial, batch: int) -> Iterator[Run]:
         session, inputs = self._session(candidate), self._inputs[batch]
         yield lambda: session.run(inputs)
 
-    def _session(self, candidate: Candidate) -> Session:
+    def _session(self, candidate: Trial) -> Session:
         """A session; on a GPU, where opening measures algorithms, those in use are kept."""
         if candidate in self._kept:
             return self._kept[candidate]
@@ -390,7 +397,7 @@ class _Search:
 
 def device_name(provider: str, device: int) -> str:
     """What the figures were measured on."""
-    if provider == "cuda":
+    if TARGETS[provider].is_gpu:
         return str(torch.cuda.get_device_name(device))
     return f"{_processor()}, {os.cpu_count()} cores"
 

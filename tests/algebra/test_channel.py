@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from passfx.algebra.channel import ChannelAffine
-from passfx.verify import relative_error
+from passfx.verify.error import relative_error
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

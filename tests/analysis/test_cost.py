@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.pass_layer import PassCNNAdd
 from passfx.analysis.cost import GraphCost, graph_cost
-from passfx.capture import capture
+from passfx.capture.program import capture
 from tests.helpers import captured
 
 BATCH = {0: Dim.DYNAMIC}

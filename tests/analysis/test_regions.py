@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.fx import Graph
 
 from passfx.analysis import regions
-from passfx.analysis.cost import PROFILES
 from passfx.analysis.regions import Cover, cheapest_cover
 from passfx.pipeline import optimize_graph
+from passfx.target import CPU
 from tests.helpers import captured
 from tests.passes.strategies import Model
 
@@ -21,7 +21,7 @@ def graph_of(model: nn.Module, x: Tensor) -> Graph:
 
 
 def cover(model: nn.Module, x: Tensor) -> Cover:
-    return cheapest_cover(graph_of(model, x), PROFILES["cpu"])
+    return cheapest_cover(graph_of(model, x), CPU.profile)
 
 
 def spans(found: Cover) -> list[tuple[str, ...]]:
@@ -52,7 +52,7 @@ def test_a_long_chain_takes_work_in_proportion(monkeypatch: pytest.MonkeyPatch) 
         return compose(*forms)
 
     monkeypatch.setattr(regions, "compose", counted)
-    found = cheapest_cover(chain(500), PROFILES["cpu"])
+    found = cheapest_cover(chain(500), CPU.profile)
     assert 1000 < calls <= 1000 * (regions._LIMIT + 2)  # and the node before, in two layouts
     covered = [node for candidate in found.chosen for node in candidate.span]
     assert len(covered) == len(set(covered)) > 900
@@ -61,7 +61,7 @@ def test_a_long_chain_takes_work_in_proportion(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_node_keeps_one_candidate_a_source_and_layout() -> None:
     model = Model(lambda m, x: m.b(m.a(x)) + m.a(x) + x, a=nn.Conv2d(2, 2, 1), b=nn.Conv2d(2, 2, 1))
-    search = regions._Search(PROFILES["cpu"])
+    search = regions._Search(CPU.profile)
     for node in graph_of(model, torch.randn(1, 2, 3, 3)).nodes:
         search.find(node)
     assert search.candidates

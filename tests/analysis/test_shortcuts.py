@@ -14,10 +14,10 @@ from models.digits import RepVGGBlock, digits_resnet
 from models.pass_layer import PassCNN, PassCNNAdd, PassVariants, ResidualBlock
 from models.resnet import resnet18, resnet50
 from passfx.analysis.shortcuts import Shortcut, find_shortcuts, is_affine
-from passfx.capture import capture
+from passfx.capture.program import capture
 from passfx.graph.evaluate import run_flat
 from passfx.graph.query import is_constant
-from passfx.verify import relative_error
+from passfx.verify.error import relative_error
 from tests.helpers import captured, randomize
 
 

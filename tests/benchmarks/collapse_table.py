@@ -31,8 +31,9 @@ import tests.conftest  # noqa: F401  torchvision's schemas, before test_zoo impo
 from models import reparam
 from passfx.export.onnx import summarize
 from passfx.report.console import format_count
-from passfx.source import Source, load_source, parse_input_shape
-from tests.test_zoo import randomized
+from passfx.source.load import load_source
+from passfx.source.spec import Source, SourceSpec
+from tests.models import randomized
 
 OPSET = 20
 WARM_UP = 3
@@ -44,7 +45,7 @@ Build = Callable[[], Source]
 
 def zoo(text: str, *shapes: str) -> Build:
     """A model of timm or torchvision, at the size that it declares unless another is given."""
-    return lambda: load_source(text, input_shapes=[parse_input_shape(shape) for shape in shapes])
+    return lambda: load_source(SourceSpec(text, input_shapes=shapes))
 
 
 def block(build: Callable[[], nn.Module]) -> Build:
@@ -56,7 +57,9 @@ def frozen_resnet50() -> Source:
     """A backbone as detectors use it."""
     from torchvision.ops import FrozenBatchNorm2d
 
-    return load_source("torchvision:resnet50", arguments={"norm_layer": FrozenBatchNorm2d})
+    return load_source(
+        SourceSpec("torchvision:resnet50", arguments={"norm_layer": FrozenBatchNorm2d})
+    )
 
 
 BOTH = CHANNELS, CHANNELS
@@ -157,7 +160,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> Row:
         (before.macs, after.macs),
         (before.params, after.params),
         (before.nodes, after.nodes),
-        (summarize(plain)[1][1], summarize(ours)[1][1]),
+        (summarize(plain).nodes, summarize(ours).nodes),
         (statistics.median(befores), statistics.median(afters)),
         len(times),
         report.parity.rel_error,

@@ -18,7 +18,9 @@ from pathlib import Path
 import torch
 
 import passfx
-from passfx.source import Source, load_source, parse_argument, parse_input_shape
+from passfx.source.inputs import parse_argument
+from passfx.source.load import load_source
+from passfx.source.spec import Source, SourceSpec
 
 BLOCK = "models/pass_layer.py:ResidualBlock"
 SOURCES = (
@@ -49,9 +51,11 @@ def load(text: str) -> Source:
     """A source, an input shape and factory arguments, separated by spaces."""
     name, *rest = text.split()
     return load_source(
-        name,
-        arguments=dict(parse_argument(item) for item in rest if "=" in item),
-        input_shapes=[parse_input_shape(item) for item in rest if "=" not in item],
+        SourceSpec(
+            name,
+            arguments=dict(parse_argument(item) for item in rest if "=" in item),
+            input_shapes=[item for item in rest if "=" not in item],
+        )
     )
 
 

@@ -25,36 +25,27 @@ import torch
 from torch import nn
 
 import tests.conftest  # noqa: F401  torchvision's schemas, before anything imports torchvision
-from passfx.compare import PLAIN, compare
 from passfx.errors import PassfxError
+from passfx.jobs.bench import PLAIN, BenchSettings, bench
 from passfx.report.bench import BenchRow
 from passfx.report.console import bench_cells
-from passfx.source import Source, load_source
+from passfx.source.load import load_source
+from passfx.source.spec import SourceSpec
 from tests.helpers import randomize
+from tests.models import DEPLOYED
 
-MODELS = (
-    "timm:resnet50",
-    "timm:resnet50d",
-    "timm:repvgg_a0",
-    "timm:mobileone_s1",
-    "timm:fastvit_t8",
-    "timm:ghostnetv3_100",
-    "timm:densenet121",
-    "timm:efficientnet_b0",
-    "timm:convnext_atto",
-)
 HEAD = """\
 | model | precision | batch | | p50 ms | p90 | p99 | samples/s | speed-up | of roofline | error |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
-def load(name: str) -> Source:
+def load(name: str) -> SourceSpec:
     """A model with random weights and norms."""
     torch.manual_seed(0)
-    source = load_source(name)
+    source = load_source(SourceSpec(name))
     assert isinstance(source.model, nn.Module)
     randomize(source.model)
-    return source
+    return SourceSpec(source.model, source.args)
 
 
 def line(name: str, precision: str, row: BenchRow) -> str:
@@ -88,7 +79,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--only", nargs="+", choices=MODELS, default=MODELS, metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=DEPLOYED, default=DEPLOYED, metavar="NAME")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--precision", nargs="+", default=["fp32", "fp16"])
     parser.add_argument("--seconds", type=float, default=4, help="of each race")
@@ -100,22 +91,22 @@ def main() -> None:
     torch.set_num_threads(os.cpu_count() or 1)  # tests.conftest leaves PyTorch one
     started, rows, heading = time.monotonic(), [], ""
     for name in options.only:
-        source = load(name)
+        spec = load(name)
         for precision in options.precision:
             for batch in options.batch:
                 if time.monotonic() - started > options.limit:
                     print(f"stopped before {name} {precision} batch {batch}: the time is up")
                     sys.exit(1)
                 try:
-                    report = compare(
-                        source,
-                        provider=options.provider,
-                        batches=[batch],
+                    settings = BenchSettings(
+                        options.provider,
+                        [batch],
                         precision=precision,
                         seconds=options.seconds,
                         tune_budget=options.tune_budget,
                         compile=not options.no_compile and precision == "fp32",
                     )
+                    report = bench(spec, [], settings)
                 except PassfxError as error:
                     rows.append((name, precision, BenchRow("passfx", batch, failed=str(error))))
                 else:

@@ -120,12 +120,13 @@ def test_names_that_rich_would_read_as_markup(folder: Path, invoke: Invoke) -> N
 def test_result_agrees_with_the_model(folder: Path, invoke: Invoke) -> None:
     import onnxruntime
 
-    from passfx.source import load_source
+    from passfx.source.load import load_source
+    from passfx.source.spec import SourceSpec
 
     invoke("convert", SOURCE, "-o", "out/net.onnx", "-q")
     x = torch.randn(1, 3, 6, 6)
     with torch.no_grad():
-        expected = load_source(SOURCE).model.eval()(x)  # type: ignore[union-attr, operator]
+        expected = load_source(SourceSpec(SOURCE)).model.eval()(x)  # type: ignore[union-attr, operator]
     (result,) = onnxruntime.InferenceSession("out/net.onnx").run(None, {"x": x.numpy()})
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
@@ -351,7 +352,7 @@ def test_a_bug_says_that_it_is_one(
     def fail(*args: Any, **options: Any) -> None:
         raise IndexError("off by one\nand much more")
 
-    monkeypatch.setattr("passfx.optimized.choose_passes", fail)
+    monkeypatch.setattr("passfx.jobs.optimize.optimize_graph", fail)
     result = invoke("convert", SOURCE, "-o", "out/net.onnx")
     assert (result.exit_code, result.stderr) == (
         2,
@@ -373,7 +374,7 @@ def test_interruption_leaves_nothing(
     def interrupt(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("passfx.runtime.parity.parity", interrupt)
+    monkeypatch.setattr("passfx.runtime.reference.parity", interrupt)
     result = invoke("convert", SOURCE, "-o", "out/net.onnx")
     assert result.exit_code == 130
     assert files(folder) == []

@@ -14,6 +14,8 @@ from click.testing import Result
 
 import passfx
 from passfx.cli import main
+from passfx.export.passes import FILE_PASSES
+from passfx.passes.base import explanation, summary
 
 Invoke = Callable[..., Result]
 SOURCE = "net.py:build"
@@ -212,18 +214,20 @@ def test_verify_of_a_file_that_does_not_run(folder: Path, invoke: Invoke, made: 
 
 # passes
 
+KINDS: tuple[Any, ...] = (*passfx.PASSES, *FILE_PASSES)
+
 
 def test_passes_are_listed_in_their_order(invoke: Invoke) -> None:
     result = invoke("passes")
     lines = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
-    assert lines == [[kind.name, kind.summary()] for kind in passfx.PASSES]
+    assert lines == [[kind.name, summary(kind)] for kind in KINDS]
     assert result.exit_code == 0
 
 
-@pytest.mark.parametrize("kind", passfx.PASSES, ids=lambda kind: kind.name)
-def test_a_pass_is_explained_as_it_is_documented(invoke: Invoke, kind: type[passfx.Pass]) -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_pass_is_explained_as_it_is_documented(invoke: Invoke, kind: Any) -> None:
     result = invoke("passes", kind.name)
-    assert result.stdout == f"{kind.name}\n\n{kind.explanation()}\n"
+    assert result.stdout == f"{kind.name}\n\n{explanation(kind)}\n"
 
 
 def test_unknown_pass(invoke: Invoke) -> None:

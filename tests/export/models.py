@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 from torch import Tensor, nn
 
-from passfx.capture import capture
+from passfx.capture.program import capture
 from passfx.export.onnx import export_onnx
 from passfx.runtime.session import Session
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from passfx.capture import Captured, capture
+from passfx.capture.program import Captured, capture
 from passfx.errors import SourceError
 from passfx.export.calibration import calibration_samples
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import passfx
-from passfx.export.epilogue import fuse_epilogues, split_epilogues
+from passfx.export.epilogue import FuseEpilogues, split_epilogues
 from passfx.export.onnx import export_onnx
-from passfx.source import load_source
-from passfx.verify import relative_error
+from passfx.source.load import load_source
+from passfx.source.spec import SourceSpec
+from passfx.verify.error import relative_error
 from tests.export.models import check, counts, exported, results
 from tests.helpers import randomize
 
@@ -50,7 +51,7 @@ class Block(nn.Module):
 def fused(model: nn.Module, *args: Tensor, **options: object) -> tuple[ir.Model, list[str]]:
     """A model with its epilogues fused, proven equal to the plain one; and the refusals."""
     plain, model_ir = (exported(model, *args, **options) for _ in range(2))
-    _, refusals = fuse_epilogues(model_ir)
+    _, refusals = FuseEpilogues().rewrite(model_ir)
     for result, expected in zip(results(model_ir, *args), results(plain, *args), strict=True):
         assert relative_error(result, expected) <= TOLERANCE
     return model_ir, [refusal.reason for refusal in refusals]
@@ -96,7 +97,7 @@ def test_of_two_convolutions_the_deeper_one_takes_the_other(is_reversed: bool) -
 
 def test_a_rewrite_says_where_and_what() -> None:
     model = exported(Block(nn.Sequential(conv(), nn.ReLU(), conv()), nn.Identity()), image())
-    rewrites, _ = fuse_epilogues(model)
+    rewrites, _ = FuseEpilogues().rewrite(model)
     assert [(item.module, item.what) for item in rewrites] == [
         ("conv.0", "conv + relu → FusedConv"),
         ("conv.2", "conv + shortcut + relu → FusedConv"),
@@ -107,7 +108,7 @@ def test_a_rewrite_says_where_and_what() -> None:
 
 def test_names_of_results_stay() -> None:
     plain, model = (exported(Block(conv(), nn.Identity()), image()) for _ in range(2))
-    fuse_epilogues(model)
+    FuseEpilogues().rewrite(model)
     (old,), (new,) = plain.graph.outputs, model.graph.outputs
     assert (old.name, old.shape, old.dtype) == (new.name, new.shape, new.dtype)
 
@@ -170,7 +171,7 @@ def test_what_is_refused_stays(case: str) -> None:
     module, x, reason = REFUSED[case]
     model = exported(module, x)
     before = counts(model)
-    rewrites, refusals = fuse_epilogues(model)
+    rewrites, refusals = FuseEpilogues().rewrite(model)
     assert not rewrites and counts(model) == before
     assert [reason in refusal.reason for refusal in refusals] == [True]
     assert "com.microsoft" not in model.opset_imports
@@ -187,7 +188,7 @@ def test_uneven_padding_is_refused(attribute: ir.Attr, said: str) -> None:
     model = exported(Block(nn.Conv2d(4, 4, 2)), image())
     node = next(node for node in model.graph if node.op_type == "Conv")
     node.attributes[attribute.name] = attribute
-    rewrites, refusals = fuse_epilogues(model)
+    rewrites, refusals = FuseEpilogues().rewrite(model)
     assert not rewrites
     (refusal,) = refusals
     assert re.search(said, refusal.reason)
@@ -252,7 +253,7 @@ def test_splitting_undoes_fusing(tmp_path: Path) -> None:
 
 def test_a_second_run_finds_nothing() -> None:
     model, _ = fused(Block(conv(), nn.Identity()), image())
-    assert fuse_epilogues(model) == ([], [])
+    assert FuseEpilogues().rewrite(model) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -264,12 +265,12 @@ def test_a_second_run_finds_nothing() -> None:
 )
 def test_whole_models(name: str, remaining: dict[str, int]) -> None:
     pytest.importorskip(name.partition(":")[0])
-    source = load_source(name)
+    source = load_source(SourceSpec(name))
     assert isinstance(source.model, nn.Module)
     x = torch.randn(1, 3, 64, 64)
     optimized = passfx.optimize(randomize(source.model), (x,), target="cuda")
     plain, model = (export_onnx(optimized.module, optimized.captured) for _ in range(2))
-    rewrites, refusals = fuse_epilogues(model)
+    rewrites, refusals = FuseEpilogues().rewrite(model)
     assert len(rewrites) == remaining["FusedConv"] and not refusals
     found = counts(model)
     assert {kind: found[kind] for kind in ("FusedConv", "Conv") if found[kind]} == remaining

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 import passfx
 from models.pass_layer import PassCNN, PassCNNAdd, PassVariants
-from passfx.capture import Captured, capture
+from passfx.capture.program import Captured, capture
 from passfx.errors import ExportError
 from passfx.export import onnx as export
 from passfx.export.onnx import export_onnx, staged, summarize
 from passfx.graph.evaluate import run_flat
-from passfx.runtime.session import open_session
-from passfx.verify import relative_error
+from passfx.runtime.reference import open_session
+from passfx.verify.error import relative_error
 from tests.helpers import randomize
 
 
@@ -91,7 +91,7 @@ class EveryOpset(nn.Module):
 def test_the_opset_is_the_one_asked_for(tmp_path: Path, opset: int) -> None:
     model = converted(tmp_path, EveryOpset(), image(1, 3, 6, 6), opset=opset)
     assert {item.domain: item.version for item in model.opset_import} == {"": opset}
-    assert summarize(tmp_path / "model.onnx")[0] == opset
+    assert summarize(tmp_path / "model.onnx").opset == opset
 
 
 # Names.
@@ -308,11 +308,12 @@ def test_an_invalid_model_leaves_nothing(tmp_path: Path, model: Any) -> None:
 def test_success_replaces_what_was_there(tmp_path: Path, model: Any) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"old")
-    with staged(model, path) as (_, (size, nodes, ops)):
+    with staged(model, path) as (_, found):
         assert path.read_bytes() == b"old"
-    assert size == path.stat().st_size
-    assert nodes == sum(ops.values()) == len(onnx.load(path).graph.node)
-    assert ops["Conv"] == 2
+    assert found.path == str(path)
+    assert found.bytes == path.stat().st_size
+    assert found.nodes == sum(found.ops.values()) == len(onnx.load(path).graph.node)
+    assert found.ops["Conv"] == 2
     assert os.listdir(tmp_path) == ["model.onnx"]
 
 
@@ -328,10 +329,11 @@ def _external(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_large_weights_are_written_beside_the_model(tmp_path: Path) -> None:
     found = capture(randomize(PassCNNAdd()), (image(1, 3, 5, 5),))
     path = tmp_path / "model.onnx"
-    with staged(export_onnx(found.graph_module, found), path) as (written, (size, _, _)):
+    with staged(export_onnx(found.graph_module, found), path) as (written, report):
         assert_runs(written, found)
     assert sorted(os.listdir(tmp_path)) == ["model.onnx", "model.onnx.data"]
-    assert size == summarize(path)[1][0] == sum(item.stat().st_size for item in tmp_path.iterdir())
+    size = sum(item.stat().st_size for item in tmp_path.iterdir())
+    assert report.bytes == summarize(path).bytes == size
     assert_runs(path, found)
 
 
@@ -340,7 +342,7 @@ def test_data_of_another_model_does_not_count(tmp_path: Path, model: Any) -> Non
     path = tmp_path / "model.onnx"
     with staged(model, path):
         pass
-    assert summarize(path)[1][0] == path.stat().st_size
+    assert summarize(path).bytes == path.stat().st_size
 
 
 @pytest.mark.usefixtures("_external")

@@ -17,10 +17,11 @@ from torch.nn import functional
 import passfx
 from passfx.errors import ExportError
 from passfx.export.onnx import export_onnx
-from passfx.export.precision import lower_precision
+from passfx.export.precision import LowerPrecision
 from passfx.export.rounding import FORMATS, emulated
-from passfx.runtime.session import run_model
-from passfx.verify import relative_error
+from passfx.runtime.reference import run_model
+from passfx.target import CPU
+from passfx.verify.error import relative_error
 from tests.export.models import check, counts, exported, results
 from tests.helpers import randomize
 
@@ -34,7 +35,7 @@ def lowered(
     model = exported(module, *args, **(export or {}))
     names = [str(item.name) for item in model.graph.inputs]
     samples = [dict(zip(names, (item.numpy() for item in args), strict=True))]
-    _, refusals = lower_precision(model, precision, samples, run_model, **options)
+    _, refusals = LowerPrecision(precision, samples, run_model, **options).rewrite(model)
     return model, [refusal.reason for refusal in refusals]
 
 
@@ -118,7 +119,7 @@ def test_names_of_inputs_and_outputs_stay(net: nn.Module) -> None:
 
 def test_a_rewrite_counts(net: nn.Module) -> None:
     model = exported(net, IMAGE)
-    (rewrite,), _ = lower_precision(model, "fp16", [{"x": IMAGE.numpy()}], run_model)
+    (rewrite,), _ = LowerPrecision("fp16", [{"x": IMAGE.numpy()}], run_model).rewrite(model)
     operators = sum(counts(model).values()) - 2
     assert rewrite.what == f"{operators} of {operators} operators in float16, 2 casts"
 
@@ -127,7 +128,7 @@ def test_a_second_run_changes_nothing(net: nn.Module) -> None:
     model, _ = lowered(net, IMAGE)
     before = str(model)
     samples = [{"x": IMAGE.numpy()}]
-    assert lower_precision(model, "fp16", samples, run_model) == ([], [])
+    assert LowerPrecision("fp16", samples, run_model).rewrite(model) == ([], [])
     assert str(model) == before
 
 
@@ -160,7 +161,7 @@ def test_without_calibration_it_would_overflow() -> None:
     """The same model, calibrated on zeros, is infinite: the proof above can fail."""
     module = Scaled(1e5)
     model = exported(module, IMAGE)
-    lower_precision(model, "fp16", [{"x": np.zeros((2, 3, 9, 7), np.float32)}], run_model)
+    LowerPrecision("fp16", [{"x": np.zeros((2, 3, 9, 7), np.float32)}], run_model).rewrite(model)
     assert not half_error(model, module, IMAGE) <= 1e-2
 
 
@@ -319,7 +320,7 @@ def test_bf16_without_kernels_is_refused(net: nn.Module) -> None:
     with pytest.raises(ExportError, match=r"no bfloat16 kernel for Conv \(2 in this model\)"):
         lowered(net, IMAGE, precision="bf16")
     with pytest.raises(ExportError, match="CPU provider has no bfloat16 kernels"):
-        lowered(Attention(), TOKENS, precision="bf16", target="cpu")
+        lowered(Attention(), TOKENS, precision="bf16", target=CPU)
 
 
 def test_bf16_keeps_what_has_no_kernel(tmp_path: Path) -> None:
@@ -391,7 +392,7 @@ def test_whole_models(tmp_path: Path, name: str) -> None:
     optimized = passfx.optimize(module, (x,), verify=False)
     model = export_onnx(optimized.module, optimized.captured)
     samples = [{str(model.graph.inputs[0].name): x.numpy()}]
-    lower_precision(model, "fp16", samples, run_model)
+    LowerPrecision("fp16", samples, run_model).rewrite(model)
     assert not pairs(model)
     assert 0 < half_error(model, module, x) <= 1e-2
     check(model, tmp_path)
@@ -435,5 +436,5 @@ def test_every_sample_counts() -> None:
     module = Scaled(1e3)
     model = exported(module, IMAGE)
     samples: Sequence[dict[str, Any]] = [{"x": IMAGE.numpy()}, {"x": 1e4 * IMAGE.numpy()}]
-    _, refusals = lower_precision(model, "fp16", samples, run_model)
+    _, refusals = LowerPrecision("fp16", samples, run_model).rewrite(model)
     assert any("its result reaches" in refusal.reason for refusal in refusals)

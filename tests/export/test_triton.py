@@ -15,7 +15,7 @@ from torch import nn
 
 import passfx
 from passfx.errors import ExportError
-from passfx.export.triton import write_triton
+from passfx.export.triton import TritonSettings, write_triton
 from passfx.runtime import Options, Session
 
 pb = pytest.importorskip("tritonclient.grpc.model_config_pb2")
@@ -40,7 +40,7 @@ def config(folder: Path) -> Any:
 
 
 def test_a_fixed_batch(tmp_path: Path, fixed: Path) -> None:
-    written = write_triton(fixed, tmp_path / "models", name="net")
+    written = write_triton(fixed, tmp_path / "models", TritonSettings(name="net"))
     folder = tmp_path / "models" / "net"
     assert written.folder == folder
     assert written.files == (folder / "config.pbtxt", folder / "1" / "model.onnx")
@@ -59,10 +59,10 @@ def test_a_fixed_batch(tmp_path: Path, fixed: Path) -> None:
 
 
 def test_a_batch_that_varies_is_batched(tmp_path: Path, dynamic: Path) -> None:
-    write_triton(
-        dynamic, tmp_path / "a", name="net", provider="cpu", batches=(1, 8, 64), instances=3,
-        max_queue_delay=500,
-    )  # fmt: skip
+    settings = TritonSettings(
+        "net", provider="cpu", batches=(1, 8, 64), instances=3, max_queue_delay=500
+    )
+    write_triton(dynamic, tmp_path / "a", settings)
     found = config(tmp_path / "a" / "net")
     assert found.max_batch_size == 64
     assert [list(item.dims) for item in (*found.input, *found.output)] == [[3], [300]]
@@ -71,16 +71,18 @@ def test_a_batch_that_varies_is_batched(tmp_path: Path, dynamic: Path) -> None:
     assert [(item.kind, item.count) for item in found.instance_group] == [
         (pb.ModelInstanceGroup.KIND_CPU, 3)
     ]
-    write_triton(dynamic, tmp_path / "b", name="net")
+    write_triton(dynamic, tmp_path / "b", TritonSettings(name="net"))
     assert config(tmp_path / "b" / "net").max_batch_size == 32
-    write_triton(dynamic, tmp_path / "c", name="net", max_batch_size=0)
+    write_triton(dynamic, tmp_path / "c", TritonSettings(name="net", max_batch_size=0))
     assert list(config(tmp_path / "c" / "net").input[0].dims) == [-1, 3]
 
 
 def test_options_of_the_gpu(tmp_path: Path, fixed: Path) -> None:
     options = Options("cuda", prefer_nhwc=True, tf32=False, cuda_graph=True,
                       conv_algo_search="HEURISTIC", memory_pattern=False)  # fmt: skip
-    written = write_triton(fixed, tmp_path / "a", name="net", options=options.differences())
+    written = write_triton(
+        fixed, tmp_path / "a", TritonSettings(name="net", options=options.differences())
+    )
     found = config(tmp_path / "a" / "net")
     (accelerator,) = found.optimization.execution_accelerators.gpu_execution_accelerator
     assert accelerator.name == "cuda"
@@ -95,9 +97,8 @@ def test_options_of_the_gpu(tmp_path: Path, fixed: Path) -> None:
 
 def test_options_of_the_cpu(tmp_path: Path, fixed: Path) -> None:
     options = Options(threads=3, layout=False, spinning=False)
-    written = write_triton(
-        fixed, tmp_path / "a", name="net", provider="cpu", options=options.differences()
-    )
+    settings = TritonSettings("net", provider="cpu", options=options.differences())
+    written = write_triton(fixed, tmp_path / "a", settings)
     found = config(tmp_path / "a" / "net")
     assert found.parameters["intra_op_thread_count"].string_value == "3"
     assert found.optimization.graph.level == 1
@@ -119,7 +120,7 @@ def model_of(path: Path, *kinds: int, shape: tuple[int | str, ...] = (2,)) -> Pa
 def test_several_inputs_of_every_type(tmp_path: Path) -> None:
     kinds = (TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BOOL, TensorProto.BFLOAT16)
     model = model_of(tmp_path / "m.onnx", *kinds, shape=("n", "length"))
-    write_triton(model, tmp_path / "a", name="net")
+    write_triton(model, tmp_path / "a", TritonSettings(name="net"))
     found = config(tmp_path / "a" / "net")
     types = [pb.TYPE_FP16, pb.TYPE_INT64, pb.TYPE_BOOL, pb.TYPE_BF16]
     assert [item.data_type for item in found.input] == types
@@ -130,28 +131,28 @@ def test_several_inputs_of_every_type(tmp_path: Path) -> None:
 def test_weights_beside_the_model_come_along(tmp_path: Path, fixed: Path) -> None:
     loaded = onnx.load(fixed)
     onnx.save(loaded, fixed, save_as_external_data=True, location="net.data", size_threshold=0)
-    write_triton(fixed, tmp_path / "a", name="net")
+    write_triton(fixed, tmp_path / "a", TritonSettings(name="net"))
     place = tmp_path / "a" / "net" / "1"
     assert sorted(os.listdir(place)) == ["model.onnx", "net.data"]
     assert Session(place / "model.onnx").run([X])[0].shape == (2, 300)
 
 
 def test_a_second_version_joins_the_first(tmp_path: Path, fixed: Path) -> None:
-    write_triton(fixed, tmp_path / "a", name="net")
+    write_triton(fixed, tmp_path / "a", TritonSettings(name="net"))
     with pytest.raises(ExportError, match=r"net/1 exists already; --version writes another one"):
-        write_triton(fixed, tmp_path / "a", name="net")
-    write_triton(fixed, tmp_path / "a", name="net", version=2)
+        write_triton(fixed, tmp_path / "a", TritonSettings(name="net"))
+    write_triton(fixed, tmp_path / "a", TritonSettings(name="net", version=2))
     assert sorted(os.listdir(tmp_path / "a" / "net")) == ["1", "2", "config.pbtxt"]
     other = model_of(tmp_path / "m.onnx", TensorProto.FLOAT)
     with pytest.raises(ExportError, match="describes another model, and all versions share it"):
-        write_triton(other, tmp_path / "a", name="net", version=3)
+        write_triton(other, tmp_path / "a", TritonSettings(name="net", version=3))
     assert sorted(os.listdir(tmp_path / "a" / "net")) == ["1", "2", "config.pbtxt"]
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "ü"])
 def test_names_that_triton_does_not_take(tmp_path: Path, fixed: Path, name: str) -> None:
     with pytest.raises(ExportError, match="cannot be the name of a model in Triton"):
-        write_triton(fixed, tmp_path / "a", name=name)
+        write_triton(fixed, tmp_path / "a", TritonSettings(name=name))
 
 
 def test_what_cannot_be_served_leaves_nothing(tmp_path: Path, fixed: Path) -> None:
@@ -164,7 +165,7 @@ def test_what_cannot_be_served_leaves_nothing(tmp_path: Path, fixed: Path) -> No
         (fixed, {"max_batch_size": 8}, "has a fixed batch, so --max-batch-size must be 0"),
     ):
         with pytest.raises(ExportError, match=said):
-            write_triton(model, tmp_path / "a", name="net", **options)  # type: ignore[arg-type]
+            write_triton(model, tmp_path / "a", TritonSettings(name="net", **options))  # type: ignore[arg-type]
     assert not (tmp_path / "a").exists()
 
 
@@ -177,7 +178,7 @@ def test_an_interrupted_copy_leaves_nothing(
 
     monkeypatch.setattr(shutil, "copyfile", fail)
     with pytest.raises(ExportError, match="cannot be written: No space left on device"):
-        write_triton(fixed, tmp_path / "a", name="net")
+        write_triton(fixed, tmp_path / "a", TritonSettings(name="net"))
     assert os.listdir(tmp_path / "a") == []
 
 
@@ -186,4 +187,4 @@ def test_without_tritonclient_there_is_advice(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
     with pytest.raises(ExportError, match=r"pip install 'passfx\[triton\]'"):
-        write_triton(fixed, tmp_path / "a", name="net")
+        write_triton(fixed, tmp_path / "a", TritonSettings(name="net"))

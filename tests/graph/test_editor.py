@@ -8,10 +8,11 @@ from torch import Tensor, nn, ops
 from torch.export import Dim
 from torch.fx import GraphModule, Node
 
-from passfx.graph.editor import Certificate, Edit, Editor, Match, Refusal, Rewrite
+from passfx.graph.editor import Certificate, Edit, Editor, Match
 from passfx.graph.query import attribute, constant, is_call, module_path, tensor
 from passfx.graph.text import to_text
 from passfx.pipeline import optimize_graph
+from passfx.record import Refusal, Rewrite
 from tests.helpers import captured
 
 aten = ops.aten

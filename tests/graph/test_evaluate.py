@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from passfx.graph.evaluate import evaluate, run_flat, widen
 from passfx.graph.query import is_call, is_constant
-from passfx.verify import relative_error
+from passfx.verify.error import relative_error
 from tests.helpers import captured, randomize
 
 

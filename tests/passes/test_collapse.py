@@ -15,7 +15,7 @@ from torch.nn import functional
 from passfx.graph.editor import Editor
 from passfx.graph.evaluate import run_flat
 from passfx.passes.collapse import Collapse
-from passfx.verify import relative_error
+from passfx.verify.error import relative_error
 from tests.helpers import (
     apply,
     assert_preserves,

@@ -18,7 +18,7 @@ from passfx.graph.text import to_text
 from passfx.passes.collapse import Collapse
 from passfx.passes.fold_constants import FoldConstants
 from passfx.pipeline import optimize_graph
-from passfx.verify import relative_error
+from passfx.verify.error import relative_error
 from tests.helpers import (
     apply,
     assert_preserves,

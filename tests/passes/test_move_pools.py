@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional
 
-from passfx.analysis.cost import PROFILES, graph_cost, node_seconds
+from passfx.analysis.cost import graph_cost, node_seconds
 from passfx.graph.editor import Editor
 from passfx.graph.evaluate import run_flat
 from passfx.graph.query import operators
 from passfx.graph.text import to_text
 from passfx.passes.collapse import Collapse
 from passfx.passes.move_pools import MovePools
-from passfx.verify import relative_error
+from passfx.target import CPU
+from passfx.verify.error import relative_error
 from tests.helpers import apply, assert_preserves, assert_same_structure, captured, ops, randomize
 from tests.passes.strategies import Model, run
 
@@ -221,7 +222,7 @@ def test_every_number_of_dimensions(conv: Any, function: Function, shape: Any) -
 
 
 def test_the_figures_are_those_of_the_cost_model() -> None:
-    profile = PROFILES["cpu"]
+    profile = CPU.profile
     for function, parts in (
         (lambda m, x: pool(m.norm(m.conv(x)), 2), {"norm": nn.BatchNorm2d(12)}),
         (lambda m, x: m.conv(pool(x, 3, 1, 1)), {}),
@@ -258,10 +259,6 @@ def test_the_weights_of_a_shared_convolution_stay() -> None:
     )
     assert len(editor.rewrites) == 2
     assert_preserves(graph, model, [x])
-
-
-def test_the_target_decides() -> None:
-    assert MovePools.for_target("cuda") == MovePools("cuda")
 
 
 def test_the_collapse_reaches_what_it_reached_before() -> None:

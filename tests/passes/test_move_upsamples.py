@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional
 
-from passfx.analysis.cost import PROFILES, graph_cost, node_seconds
+from passfx.analysis.cost import graph_cost, node_seconds
 from passfx.graph.editor import Editor
 from passfx.graph.query import operators
 from passfx.graph.text import to_text
 from passfx.passes.move_upsamples import MoveUpsamples
+from passfx.target import CPU
 from tests.helpers import apply, assert_preserves, assert_same_structure, captured, randomize
 from tests.passes.strategies import Model
 
@@ -66,7 +67,7 @@ def test_classes_come_before_the_size_of_the_image() -> None:
     (rewrite,) = editor.rewrites
     assert rewrite.removed == ("upsample_bilinear2d", "conv2d", "batch_norm")
     assert graph_cost(graph).macs * 4 == graph_cost(captured(model, x).graph_module).macs
-    seconds = sum(node_seconds(node, PROFILES["cpu"]) for node in operators(graph)[:-1])
+    seconds = sum(node_seconds(node, CPU.profile) for node in operators(graph)[:-1])
     assert f": {seconds * 1e6:.1f} µs instead of" in rewrite.what
     assert not MoveUpsamples().run(graph).modified
 
@@ -151,10 +152,6 @@ def test_dynamic_sizes(mode: str) -> None:
     assert len(editor.rewrites) == 2
     assert_preserves(graph, model, [x, y])
     assert_preserves(graph, model, [randn(3, 8, 9, 7), randn(3, 4, 17, 11)])
-
-
-def test_the_target_decides() -> None:
-    assert MoveUpsamples.for_target("cuda") == MoveUpsamples("cuda")
 
 
 # ------------------------------------------------------------------------------- refuses and keeps

@@ -179,10 +179,6 @@ def test_a_shared_norm_keeps_its_constants() -> None:
     assert_preserves(graph, model, [x])
 
 
-def test_the_target_decides() -> None:
-    assert NormBeforeCat.for_target("cuda") == NormBeforeCat("cuda")
-
-
 # ------------------------------------------------------------------------------- refuses and keeps
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from passfx.passes.pad_first import PadFirst
-from passfx.pipeline import choose_passes, optimize_graph
+from passfx.pipeline import Plan, optimize_graph
 from tests.helpers import (
     apply,
     assert_preserves,
@@ -97,7 +97,7 @@ def test_the_whole_block_is_one_convolution(border: int, affine: bool, dtype: to
     """The border's constants are compared before they are rounded, so float32 models collapse."""
     model = randomize(Assigned(border, affine).to(dtype))
     x = randn(1, 3, 7, 8)
-    graph, runs = optimize_graph(captured(model, x.to(dtype)), choose_passes())
+    graph, runs = optimize_graph(captured(model, x.to(dtype)), Plan().passes)
     assert ops(graph) == {"conv2d": 1}
     assert not any(run.rolled_back for run in runs)
     if dtype is torch.float64:

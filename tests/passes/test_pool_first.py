@@ -208,10 +208,6 @@ def test_dynamic_sizes() -> None:
     assert_preserves(graph, model, [randn(3, 4, 14, 11)])
 
 
-def test_the_target_decides() -> None:
-    assert PoolFirst.for_target("cuda") == PoolFirst("cuda")
-
-
 # ------------------------------------------------------------------------------- refuses and keeps
 
 

@@ -11,7 +11,7 @@ from passfx.cli.options import Output
 from passfx.errors import ExportError
 from passfx.files import write_text
 from passfx.report.model import Report
-from passfx.verify import Parity
+from passfx.verify.parity import Parity
 from passfx.version import __version__
 
 
@@ -25,7 +25,6 @@ def report() -> Report:
         "net",
         "cpu",
         "fp32",
-        None,
         (),
         (),
         cost,

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import passfx
-from passfx.compare import compare
+from passfx.jobs.bench import BenchSettings, bench
 from passfx.runtime import Options, Session, load
-from passfx.runtime.tune import tune
-from passfx.source import Source
-from passfx.verify import relative_error
+from passfx.runtime.tune import TuneSettings, tune
+from passfx.source.spec import SourceSpec
+from passfx.verify.error import relative_error
 from tests.helpers import randomize
 
 HAS_GPU = (
@@ -115,14 +115,14 @@ def test_half_precision_agrees(tmp_path: Path, expected: torch.Tensor, fp16_io: 
 
 
 def test_tuning_is_never_slower_and_loads(model: Path, expected: torch.Tensor) -> None:
-    tuned = tune(model, "cuda", budget=5, allow_fp16=True)
+    tuned = tune(model, TuneSettings("cuda", budget=5, allow_fp16=True))
     assert tuned.sidecar.speedup >= 1.0
     (result,) = load(model).run([X])
     assert relative_error(result.cpu(), expected) <= 1e-2
 
 
 def test_everyone_can_be_raced() -> None:
-    source = Source("net", randomize(Net()), (X,))
-    report = compare(source, provider="cuda", seconds=1, tune_budget=2, compile=False)
+    settings = BenchSettings("cuda", seconds=1, tune_budget=2, compile=False)
+    report = bench(SourceSpec(randomize(Net()), (X,)), [], settings)
     assert [row.failed for row in report.rows] == [None] * 4
     assert all(row.rel_error <= 1e-2 for row in report.rows if row.rel_error is not None)

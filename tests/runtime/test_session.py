@@ -11,8 +11,9 @@ import passfx
 from models.pass_layer import PassCNNAdd
 from passfx.errors import RuntimeUnavailableError, SourceError
 from passfx.runtime import Options
-from passfx.runtime.session import Runner, Session, open_session, require_onnxruntime
-from passfx.verify import relative_error
+from passfx.runtime.reference import Runner, open_session
+from passfx.runtime.session import Session, require_onnxruntime
+from passfx.verify.error import relative_error
 from tests.helpers import randomize
 
 

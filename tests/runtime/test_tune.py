@@ -11,10 +11,10 @@ import passfx
 from passfx.errors import SourceError, VerificationError
 from passfx.runtime import Options, load
 from passfx.runtime import tune as tuning
-from passfx.runtime.bench import Open, Timing
+from passfx.runtime.race import Open, Timing
 from passfx.runtime.sidecar import read_sidecar, sidecar_path
-from passfx.runtime.tune import FUSED, GIVEN, HALF, SPLIT, Candidate, tune
-from passfx.verify import relative_error
+from passfx.runtime.tune import FUSED, GIVEN, HALF, SPLIT, Trial, TuneSettings, tune
+from passfx.verify.error import relative_error
 from tests.helpers import randomize
 
 
@@ -64,12 +64,12 @@ def fake_race(monkeypatch: pytest.MonkeyPatch, times: Mapping[str, list[float]])
 
 
 def test_it_measures_for_real(model: Path) -> None:
-    tuned = tune(model, budget=0.5)
+    tuned = tune(model, TuneSettings(budget=0.5))
     sidecar = read_sidecar(model)
     assert sidecar == tuned.sidecar
     assert sidecar.batches == (2,)
     assert sidecar.options == tuned.chosen.options
-    is_default = tuned.chosen == Candidate(GIVEN, Options())
+    is_default = tuned.chosen == Trial(GIVEN, Options())
     assert (sidecar.speedup == 1.0) if is_default else (sidecar.speedup >= 1.02)
     measured = [row for row in tuned.results if row.milliseconds is not None]
     assert measured and all(row.milliseconds > 0 for row in measured)  # type: ignore[operator]
@@ -91,7 +91,7 @@ def test_the_fastest_wins(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gain_within_noise_is_none(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_race(monkeypatch, {"no-layout": [0.99]})
     tuned = tune(model)
-    assert tuned.chosen == Candidate(GIVEN, Options()) and tuned.sidecar.speedup == 1.0
+    assert tuned.chosen == Trial(GIVEN, Options()) and tuned.sidecar.speedup == 1.0
 
 
 def test_who_loses_the_last_race_is_not_kept(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,13 +100,13 @@ def test_who_loses_the_last_race_is_not_kept(model: Path, monkeypatch: pytest.Mo
     tuned = tune(model)
     assert races[-1] == ["as given, default", "as given, threads=1"]
     assert len(races) == 5
-    assert tuned.chosen == Candidate(GIVEN, Options())
+    assert tuned.chosen == Trial(GIVEN, Options())
 
 
 def test_fused_and_split_epilogues_race(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_race(monkeypatch, {SPLIT: [0.5]})
     tuned = tune(fused)
-    assert tuned.chosen == Candidate(SPLIT, Options())
+    assert tuned.chosen == Trial(SPLIT, Options())
     variant = fused.with_name("fused.tuned.onnx")
     assert tuned.sidecar.model_path == variant and variant.is_file()
     names = {item.name for item in fused.parent.iterdir()}
@@ -128,12 +128,12 @@ def test_what_is_off_is_refused_before_it_is_measured(
 
     monkeypatch.setattr(tuning, "Session", Session)
     tuned = tune(model)
-    assert tuned.chosen == Candidate(GIVEN, Options())
+    assert tuned.chosen == Trial(GIVEN, Options())
     (refused,) = [row for row in tuned.results if row.refused]
     assert refused.candidate == "as given, no-layout" and refused.milliseconds is None
     assert refused.refused is not None and "tolerated 1.0e-04" in refused.refused
     assert not any("no-layout" in name for names in races for name in names)
-    assert tune(model, rtol=0.1).chosen.options.layout is False
+    assert tune(model, TuneSettings(rtol=0.1)).chosen.options.layout is False
 
 
 def test_what_does_not_run_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,9 +164,9 @@ def test_an_untuned_session_that_is_off_is_an_error(model: Path) -> None:
 
 
 def test_without_a_budget_nothing_is_measured(model: Path) -> None:
-    tuned = tune(model, budget=1e-9)
+    tuned = tune(model, TuneSettings(budget=1e-9))
     assert tuned.skipped == ("threads", "layout", "spinning", "memory pattern")
-    assert tuned.results == () and tuned.chosen == Candidate(GIVEN, Options())
+    assert tuned.results == () and tuned.chosen == Trial(GIVEN, Options())
     assert load(model).options == Options()
 
 
@@ -174,22 +174,22 @@ def test_every_batch_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = tmp_path / "net.onnx"
     passfx.convert(randomize(Net()), path, (X,), dynamic_batch=True)
     fake_race(monkeypatch, {"no-layout": [0.5]})
-    tuned = tune(path, batches=[1, 5])
+    tuned = tune(path, TuneSettings(batches=[1, 5]))
     assert tuned.sidecar.batches == (1, 5)
     assert {row.batch for row in tuned.results} == {1, 5}
 
 
 def test_a_fixed_batch_is_not_another(model: Path) -> None:
     with pytest.raises(SourceError, match="its batch size is 2, not 1"):
-        tune(model, batches=[1])
+        tune(model, TuneSettings(batches=[1]))
 
 
-def candidates(axis: str, variants: list[str], best: Candidate) -> list[str]:
+def candidates(axis: str, variants: list[str], best: Trial) -> list[str]:
     files = {name: Path(name) for name in variants}
     return [str(item) for item in tuning._AXES["cuda"][axis](best, files)]
 
 
-CUDA = Candidate(GIVEN, Options("cuda"))
+CUDA = Trial(GIVEN, Options("cuda"))
 
 
 def test_on_a_gpu_fused_epilogues_keep_their_layout() -> None:
@@ -210,6 +210,6 @@ def test_on_a_gpu_graphs_searches_and_tf32_are_tried() -> None:
 
 
 def test_tf32_and_fp16_are_allowed_what_they_round() -> None:
-    assert CUDA.tolerance == Candidate(HALF, Options("cuda", tf32=False)).tolerance == 1e-2
-    assert Candidate(GIVEN, Options("cuda", tf32=False)).tolerance == 1e-4
-    assert Candidate(GIVEN, Options()).tolerance == 1e-4
+    assert CUDA.tolerance == Trial(HALF, Options("cuda", tf32=False)).tolerance == 1e-2
+    assert Trial(GIVEN, Options("cuda", tf32=False)).tolerance == 1e-4
+    assert Trial(GIVEN, Options()).tolerance == 1e-4

@@ -1,0 +1,1 @@
+"""PyTorch → a functional ATen graph in eval mode; the only place that traces."""

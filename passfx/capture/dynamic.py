@@ -1,0 +1,78 @@
+"""Dynamic sizes: examples that the tracer does not specialise, and names for its symbols."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.export import Dim
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from passfx.errors import CaptureError
+
+Dims = list[tuple[torch.Tensor, int, Any]]
+
+
+def widen_dynamic(
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any,
+    found: Dims,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Expand every dynamic dimension of size 1 to 2, because the tracer specialises 0 and 1.
+
+    Every dynamic dimension is added to `found` with the tensor that it belongs to.
+    """
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        name = type(model).__name__
+        raise CaptureError(f"{name}.forward does not take these inputs: {error}") from error
+    if not dynamic_shapes:
+        return args, kwargs
+    if not isinstance(dynamic_shapes, Mapping):
+        dynamic_shapes = dict(zip(bound.arguments, dynamic_shapes, strict=False))
+    for name, item in bound.arguments.items():
+        bound.arguments[name] = _widen(item, dynamic_shapes.get(name), found)
+    by_name = {**bound.kwargs, **bound.arguments}
+    return bound.args[: len(args)], {name: by_name[name] for name in kwargs}
+
+
+def _widen(item: Any, dims: Any, found: Dims) -> Any:
+    if isinstance(item, torch.Tensor):
+        named = dict(dims if isinstance(dims, Mapping) else enumerate(dims or ()))
+        named = {
+            axis: dim
+            for axis, dim in named.items()
+            if not (dim is None or isinstance(dim, int) or dim == Dim.STATIC)
+        }
+        for axis in named:
+            if item.shape[axis] == 1:
+                item = torch.cat([item, item], axis)
+        found += [(item, axis, dim) for axis, dim in named.items()]
+        return item
+    children, spec = pytree.tree_flatten(item, is_leaf=lambda child: child is not item)
+    if isinstance(item, Mapping) and isinstance(dims, Mapping):
+        dims = [dims.get(key) for key in item]
+    if not isinstance(dims, list | tuple) or len(dims) != len(children):
+        return item  # where the two should agree, the tracer says how they do not
+    return pytree.tree_unflatten(
+        [_widen(*pair, found) for pair in zip(children, dims, strict=True)], spec
+    )
+
+
+def dim_names(graph_module: GraphModule, inputs: list[Any], dims: Dims) -> dict[str, str]:
+    """A `Dim`'s own name; "batch" for an unnamed first axis, "NAME_AXIS" for another one."""
+    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    names: dict[str, str] = {}
+    for node, given in zip(placeholders, inputs, strict=True):
+        for item, axis, dim in dims:
+            size = node.meta["val"].shape[axis] if item is given else None
+            if isinstance(size, torch.SymInt) and str(size) not in names:
+                unnamed = "batch" if axis == 0 else f"{node.name}_{axis}"
+                name = dim.__name__ if isinstance(dim, Dim) else unnamed
+                taken = name in names.values()
+                names[str(size)] = f"{node.name}_{name}" if taken else name
+    return names

@@ -1,0 +1,151 @@
+"""The traced program as a pure function whose constants are read by `get_attr` nodes."""
+
+import operator
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Graph, GraphModule, Node
+
+from passfx.errors import CaptureError, first_line
+from passfx.graph.query import (
+    arguments,
+    is_call,
+    is_constant,
+    is_random,
+    module_path,
+    op_name,
+    source_line,
+)
+from passfx.record import PassReport, Rewrite
+
+aten = torch.ops.aten
+
+
+def functionalize(program: ExportedProgram, model: str) -> ExportedProgram:
+    """The program without in-place operators; `model` is what errors call it.
+
+    Raises:
+        CaptureError: torch cannot make it functional.
+    """
+    try:
+        functional: ExportedProgram = program.run_decompositions({})
+    except Exception as error:
+        message = f"{model} cannot be made functional: {first_line(error)}"
+        raise CaptureError(message) from error
+    return functional
+
+
+def refuse_mutation(program: ExportedProgram, model: str) -> None:
+    """Raise CaptureError where the program writes to a buffer."""
+    for buffer in program.graph_signature.buffers_to_mutate.values():
+        raise CaptureError(
+            f"{model} changes its buffer {buffer!r} in eval mode, which a fixed graph cannot do; "
+            "make forward() leave the buffer alone when self.training is False"
+        )
+
+
+def refuse_random(graph_module: GraphModule, model: str) -> None:
+    """Raise CaptureError where the graph draws random numbers."""
+    for node in graph_module.graph.nodes:
+        if is_random(node):
+            raise CaptureError(
+                f"{model} draws random numbers in eval mode ({op_name(node)} at "
+                f"{source_line(node) or node.name}), so its results cannot be verified; "
+                "call eval() before exporting, or remove the operator"
+            )
+
+
+def unlift(program: ExportedProgram) -> GraphModule:
+    """The program as a graph module whose constants are read by `get_attr` nodes.
+
+    The tracer's assertions and copies back into the caller's inputs are left out (the graph is a
+    pure function), batch norms become one operator with one result, and views become reshapes,
+    which mean the same whatever the strides of their input are.
+    """
+    graph_module = program.module(check_guards=False)
+    for method in ("train", "eval"):  # the exporter disables both, but they are harmless here
+        vars(graph_module).pop(method, None)
+    for node in reversed(graph_module.graph.nodes):
+        if is_call(node, aten.copy_):
+            node.replace_all_uses_with(node.args[1])
+        if is_call(node, aten._assert_tensor_metadata, aten.copy_) or (
+            node.op == "get_attr" and not node.users
+        ):
+            graph_module.graph.erase_node(node)
+    for node in list(graph_module.graph.nodes):
+        if is_constant(node):
+            node.meta["val"] = node.meta["val"].detach()
+        elif is_call(
+            node, aten._native_batch_norm_legit_no_training, aten._native_batch_norm_legit
+        ):
+            _use_batch_norm(node)
+        elif is_call(node, aten.view, aten._unsafe_view) and node.target != aten.view.dtype:
+            node.target = aten.reshape.default
+    graph_module.graph.lint()
+    graph_module.recompile()
+    return graph_module
+
+
+def find_dead_code(traced: Graph, functional: Graph) -> PassReport:
+    """The operators of `traced` that no output needs, a connected branch each.
+
+    An in-place operator can matter without being an ancestor of the output, so a node is dead only
+    if the functional graph holds nothing made from it either.
+    """
+    kept: set[Node | str] = set()
+    for node in functional.nodes:
+        # A parameter is recorded as made from its first reader, which may be dead.
+        made = node.op == "call_function"
+        pending = list(node.meta.get("from_node") or ()) if made else []
+        while pending:
+            origin = pending.pop()
+            kept.add(origin.name)
+            pending.extend(origin.from_node)
+    pending_nodes = [node for node in traced.nodes if node.op == "output" or node.name in kept]
+    while pending_nodes:
+        for read in pending_nodes.pop().all_input_nodes:
+            if read not in kept:
+                kept.add(read)
+                pending_nodes.append(read)
+    dead = [node for node in traced.nodes if is_call(node) and not {node, node.name} & kept]
+    branches: list[list[Node]] = []
+    for node in dead:
+        joined = [branch for branch in branches if set(branch) & set(node.all_input_nodes)]
+        branches = [branch for branch in branches if branch not in joined]
+        branches.append([*(item for branch in joined for item in branch), node])
+    rewrites = tuple(
+        Rewrite(
+            at=branch[-1].name,
+            module=module_path(branch[-1]),
+            what=f"{len(branch)} operators reach no output",
+            removed=tuple(node.name for node in branch),
+            added=(),
+            error=None,
+        )
+        for branch in branches
+    )
+    return PassReport("remove-unused", rewrites=rewrites)
+
+
+def _use_batch_norm(node: Node) -> None:
+    bound = arguments(node)
+    with node.graph.inserting_before(node):
+        norm = node.graph.create_node(
+            "call_function",
+            aten.batch_norm.default,
+            (
+                *(bound[name] for name in ("input", "weight", "bias")),
+                *(bound.get(name) for name in ("running_mean", "running_var")),
+                bound.get("training", False),
+                bound["momentum"],
+                bound["eps"],
+                False,
+            ),
+            name="batch_norm",
+        )
+    norm.meta = {**node.meta, "val": node.meta["val"][0]}
+    for item in list(node.users):
+        if item.target is operator.getitem and item.args[1] == 0:
+            item.replace_all_uses_with(norm)
+        node.graph.erase_node(item)
+    node.graph.erase_node(node)

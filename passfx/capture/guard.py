@@ -1,0 +1,112 @@
+"""What a captured graph takes: a check of every call."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx import _pytree as fx_pytree
+from torch.utils import _pytree as pytree
+
+from passfx.capture.program import Captured
+from passfx.graph.query import value
+
+
+@dataclass(frozen=True)
+class InputCheck:
+    """A forward hook: a graph is only right for inputs like those that it was captured with.
+
+    Attributes:
+        parameters: of the graph's `forward`; the first `positional` of them are given by place.
+        spec: how the inputs are nested.
+        expected: each flat input; None for a number that may vary.
+    """
+
+    parameters: tuple[str, ...]
+    positional: int
+    spec: pytree.TreeSpec
+    expected: tuple["_TensorInput | _FixedInput | None", ...]
+
+    @classmethod
+    def of(cls, captured: Captured, module: GraphModule) -> "InputCheck":
+        """The check for a graph that was rewritten from a captured one."""
+        return cls(
+            tuple(inspect.signature(module.forward).parameters),
+            len(captured.args),
+            module._in_spec,
+            tuple(map(_expected, captured.placeholders)),
+        )
+
+    def attach(self, module: GraphModule) -> None:
+        """Check every call of a graph module and of its copies, to which hooks do not pass on."""
+        module.register_forward_pre_hook(self, with_kwargs=True)
+        module._register_deepcopy_hook(self.attach)
+
+    def __call__(
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Raise ValueError where an input differs in nesting, shape, dtype or fixed value."""
+        given = dict(zip(self.parameters, args, strict=False)) | kwargs
+        if len(args) > len(self.parameters) or given.keys() != set(self.parameters):
+            return  # forward() itself says which one is missing or too much
+        named = {name: given[name] for name in self.parameters}
+        placed = tuple(named.pop(name) for name in self.parameters[: self.positional])
+        try:
+            flat = fx_pytree.tree_flatten_spec((placed, named), self.spec)
+        except (LookupError, TypeError, RuntimeError):
+            flat = []
+        if len(flat) != len(pytree.tree_leaves((placed, named))):
+            raise ValueError("the inputs are nested in another way than the example inputs were")
+        for item, expected in zip(flat, self.expected, strict=True):
+            if expected is not None:
+                expected.check(item)
+
+
+@dataclass(frozen=True)
+class _TensorInput:
+    """A tensor; a size that may vary is None."""
+
+    name: str
+    dtype: torch.dtype
+    sizes: tuple[int | None, ...]
+
+    def check(self, item: Any) -> None:
+        if not isinstance(item, torch.Tensor):
+            raise ValueError(f"input {self.name} must be a tensor, not {item!r}")
+        if item.dtype != self.dtype or not self._fits(item.shape):
+            shape = ", ".join("any" if size is None else str(size) for size in self.sizes)
+            raise ValueError(
+                f"input {self.name} must be {self.dtype} [{shape}], not {item.dtype} "
+                f"{list(item.shape)}; sizes that vary are declared with dynamic_shapes"
+            )
+
+    def _fits(self, shape: Sequence[int]) -> bool:
+        return len(shape) == len(self.sizes) and all(
+            wanted in (None, size) for size, wanted in zip(shape, self.sizes, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class _FixedInput:
+    """A value that is no tensor and became part of the graph."""
+
+    name: str
+    value: Any
+
+    def check(self, item: Any) -> None:
+        if isinstance(item, torch.Tensor) or item != self.value:
+            given = "a tensor" if isinstance(item, torch.Tensor) else repr(item)
+            raise ValueError(
+                f"input {self.name} must be {self.value!r}, with which the model was captured, "
+                f"not {given}"
+            )
+
+
+def _expected(node: Node) -> _TensorInput | _FixedInput | None:
+    given = value(node)
+    if isinstance(given, torch.Tensor):
+        sizes = tuple(size if isinstance(size, int) else None for size in given.shape)
+        return _TensorInput(node.name, given.dtype, sizes)
+    return None if isinstance(given, torch.SymInt) else _FixedInput(node.name, given)

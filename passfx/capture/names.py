@@ -1,0 +1,45 @@
+"""Names for the inputs and outputs of a captured graph."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from passfx.graph.query import tensor
+
+
+def input_names(graph_module: GraphModule) -> tuple[str, ...]:
+    """The parameters of `forward` that are tensors."""
+    return tuple(
+        str(node.target)
+        for node in graph_module.graph.nodes
+        if node.op == "placeholder" and tensor(node) is not None
+    )
+
+
+def output_names(graph_module: GraphModule, taken: Sequence[str]) -> tuple[str, ...]:
+    """Names from the structure of the result: "output", "output_1", or the keys of a dict.
+
+    A number is appended where an input or an earlier output has the name.
+    """
+    (results,) = graph_module.graph.output_node().args
+    assert isinstance(results, list | tuple)
+    spec = graph_module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
+    leaves, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(results), spec))
+    names: list[str] = []
+    for path, result in leaves:
+        if tensor(result) is not None:
+            keys = [_key_name(key) for key in path]
+            named = keys and not keys[0].isdigit()
+            wanted = name = "_".join(keys if named else ["output", *keys])
+            number = 1
+            while name in (*taken, *names):
+                name, number = f"{wanted}_{number}", number + 1
+            names.append(name)
+    return tuple(names)
+
+
+def _key_name(key: Any) -> str:
+    """A dict's key, a sequence's index, or an attribute's name."""
+    return next(str(getattr(key, kind)) for kind in ("key", "idx", "name") if hasattr(key, kind))

@@ -1,0 +1,80 @@
+"""Where a command writes: results to stdout, unless JSON goes there; the rest to stderr."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from passfx.files import check_writable, write_text
+
+if TYPE_CHECKING:
+    from passfx.report.model import Report
+
+_FILE_WIDTH = 160  # columns of a table in a file or a pipe
+
+
+class Output:
+    """The console for people, and the files that `--json` and `--report` ask for."""
+
+    def __init__(
+        self, json_path: str | None = None, html_path: Path | None = None, quiet: bool = False
+    ) -> None:
+        from rich.console import Console
+
+        self._json_path = json_path
+        self._html_path = html_path
+        self._quiet = quiet
+        self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        to_stderr = json_path == "-"
+        self.console = Console(
+            stderr=to_stderr, quiet=quiet, highlight=False, markup=False, soft_wrap=True
+        )
+        if not self.console.is_terminal:
+            self.console.width = _FILE_WIDTH
+        for path in (json_path if json_path != "-" else None, html_path):
+            if path is not None:
+                check_writable(Path(path))
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[str], None]]:
+        """Tell the stage on stderr while it runs; silent where that is no terminal."""
+        if self._quiet or not self.errors.is_terminal:
+            yield lambda _: None
+            return
+        with self.errors.status("load") as status:
+            yield status.update
+
+    def write(self, report: "Report") -> None:
+        """The report, as `--json` and `--report` ask for it; a file whole or not at all."""
+        from passfx.report.html import to_html
+
+        self.write_html(lambda: to_html(report))
+        self.write_json(report.to_dict())
+
+    def write_html(self, page: Callable[[], str]) -> None:
+        """A page, as `--report` asks for it."""
+        if self._html_path is not None:
+            write_text(self._html_path, page())
+
+    def write_json(self, found: dict[str, Any]) -> None:
+        """Plain values, as `--json` asks for them."""
+        if self._json_path is None:
+            return
+        text = json.dumps(_finite(found), indent=2, allow_nan=False, default=str) + "\n"
+        if self._json_path == "-":
+            sys.stdout.write(text)
+        else:
+            write_text(Path(self._json_path), text)
+
+
+def _finite(item: Any) -> Any:
+    """JSON has no infinity and no NaN; a report says them as strings."""
+    if isinstance(item, dict):
+        return {key: _finite(value) for key, value in item.items()}
+    if isinstance(item, list | tuple):
+        return [_finite(value) for value in item]
+    if isinstance(item, float) and item - item != 0:
+        return str(item)
+    return item

@@ -1,0 +1,75 @@
+"""What a file is to be: the options of an export as one value."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from passfx.errors import ExportError
+from passfx.files import check_writable
+from passfx.target import Target
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+OPSETS = range(18, 26)
+HALVES = {"fp16": "float16", "bf16": "bfloat16"}
+# What a file may add to twice the model's own error, where nothing else is asked for: the unit
+# roundoff of fp16 is 2^-11, that of bf16 eight times as large.
+DEFAULT_RTOL = {"fp32": 1e-6, "fp16": 1e-2, "bf16": 8e-2}
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """How a file is written and proven; `Optimized.export` says what each field means."""
+
+    precision: str = "fp32"
+    opset: int = 20
+    epilogues: bool | None = None
+    fp16_io: bool = False
+    accuracy: float | None = None
+    calibration: Path | None = None
+    verify: bool = True
+    rtol: float | None = None
+    seed: int = 0
+    input_names: tuple[str, ...] | None = None
+    output_names: tuple[str, ...] | None = None
+
+    @property
+    def tolerance(self) -> float:
+        """How much further than the model a file may be, relatively."""
+        return DEFAULT_RTOL[self.precision] if self.rtol is None else self.rtol
+
+    def fuses_epilogues(self, target: Target) -> bool:
+        """Whether FusedConv is written."""
+        if self.epilogues is None:
+            return target.fuses_epilogues and self.precision == "fp32"
+        return self.epilogues
+
+    def check(self, path: Path, target: Target) -> None:
+        """Refuse what cannot be written before any work is done.
+
+        Raises:
+            ExportError: the folder, the precision or the opset.
+        """
+        check_writable(path)
+        if self.precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise ExportError(f"the precision {self.precision!r} is not one of {known}")
+        check_precision(self.precision, target)
+        if self.epilogues and self.precision != "fp32":
+            raise ExportError(
+                "FusedConv has kernels for fp32 only: --epilogues is for --precision fp32"
+            )
+        if self.opset not in OPSETS:
+            first, last = OPSETS[0], OPSETS[-1]
+            raise ExportError(f"opset {self.opset} is not supported: {first} to {last} are")
+
+
+def check_precision(precision: str, target: Target) -> None:
+    """Refuse a precision that the target has no kernels for.
+
+    Raises:
+        ExportError: with what to do instead.
+    """
+    if precision not in target.precisions:
+        raise ExportError(
+            "ONNX Runtime's CPU provider has no bfloat16 kernels; use --precision fp16, or "
+            "--target cuda"
+        )

@@ -1,0 +1,303 @@
+"""`passfx bench`: the ways to run a model, side by side, in one run."""
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from passfx.errors import SourceError, named_line, quiet
+from passfx.graph.evaluate import run_flat
+from passfx.graph.query import tensors
+from passfx.jobs.optimize import optimize_source
+from passfx.pipeline import Plan, Progress, silent
+from passfx.report.bench import BenchReport, BenchRow
+from passfx.runtime.inputs import draw_inputs
+from passfx.runtime.options import Options, torch_device
+from passfx.runtime.race import race, speedup
+from passfx.runtime.reference import open_session
+from passfx.runtime.roofline import Peaks, ideal_seconds, measure_peaks
+from passfx.runtime.session import Session, require_onnxruntime
+from passfx.runtime.sidecar import read_sidecar
+from passfx.runtime.tune import TuneSettings, device_name, tune
+from passfx.source.load import load_source
+from passfx.source.spec import Source, SourceSpec
+from passfx.target import CPU, CUDA, Target, find_target
+from passfx.verify.error import relative_error
+
+PLAIN = "torch.onnx.export"
+COMPILE_MODES = {CPU: "default", CUDA: "max-autotune"}
+
+Ready = Callable[[], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """How the ways to run a model are raced.
+
+    Attributes:
+        provider: "cpu" or "cuda", for all of them.
+        batches: by default that of the example inputs.
+        shapes: of the inputs of files, as `passfx.runtime.tune.tune` takes them.
+        precision: of the file that passfx writes.
+        seconds: of each race.
+        tune_budget: seconds of tuning before each race; 0 leaves "passfx tuned" out.
+        compile: race torch.compile too, which takes long to prepare.
+        device: the number of the GPU.
+        seed: of random inputs.
+    """
+
+    provider: str = CPU.name
+    batches: Sequence[int] | None = None
+    shapes: Sequence[str] = ()
+    precision: str = "fp32"
+    seconds: float = 10
+    tune_budget: float = 20
+    compile: bool = True
+    device: int = 0
+    seed: int = 0
+
+
+def bench(
+    spec: SourceSpec | None,
+    files: Sequence[Path],
+    settings: BenchSettings,
+    progress: Progress = silent,
+) -> BenchReport:
+    """Race PyTorch, torch.compile, a plain export, passfx and passfx tuned; and ONNX files.
+
+    Each batch size is a race of its own: the contestants take turns, and speed-ups are ratios of
+    turns that lie side by side. Errors are against the model in float64; of files alone, against
+    the first file on the CPU. One that fails is a row with the reason.
+
+    Args:
+        spec: a source, or a model and its example inputs, whose first axes are the batch.
+        files: ONNX files; each is run untuned, and tuned too if it has a sidecar.
+        progress: told the name of each stage as it starts.
+
+    Raises:
+        SourceError, CaptureError, ExportError, RuntimeUnavailableError: there is nothing to race.
+    """
+    versions = {"torch": torch.__version__, "onnxruntime": require_onnxruntime().__version__}
+    target = find_target(settings.provider, "provider")
+    source = None
+    if spec is not None:
+        progress("load")
+        source = load_source(spec)
+    if target.is_gpu and not torch.cuda.is_available():
+        raise SourceError("PyTorch sees no CUDA device; --provider cpu measures this machine")
+    progress("peaks")
+    peaks = measure_peaks(torch_device(settings.provider, settings.device))
+    rows: list[BenchRow] = []
+    for batch in [None] if settings.batches is None else settings.batches:
+        with tempfile.TemporaryDirectory() as folder:
+            race = _Race(Path(folder), settings, target, progress)
+            if source is not None:
+                race.enter_source(source, batch)
+            for file in files:
+                race.enter_file(file, batch)
+            rows += race.run(peaks)
+    return BenchReport(
+        source=", ".join([*([source.name] if source else []), *map(str, files)]),
+        provider=settings.provider,
+        device=device_name(settings.provider, settings.device),
+        baseline=PLAIN if any(row.name == PLAIN and row.speedup for row in rows) else rows[0].name,
+        reference="the model in float64" if source else f"{files[0]} on the CPU",
+        versions=versions,
+        peaks={**peaks.macs, "bandwidth": peaks.bandwidth},
+        rows=tuple(rows),
+    )
+
+
+@dataclass(frozen=True)
+class _Contestant:
+    """`open` gives what runs the model once; `file` is the ONNX file whose roofline counts."""
+
+    open: Callable[[], AbstractContextManager[Ready]]
+    file: Path
+
+
+@dataclass
+class _Race:
+    """Those who take part at one batch size, and those who could not, by the reason."""
+
+    folder: Path
+    settings: BenchSettings
+    target: Target
+    progress: Progress
+    inputs: list[Tensor] = field(default_factory=list)
+    reference: Sequence[Tensor] = ()
+    entrants: dict[str, _Contestant | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.place = torch_device(self.settings.provider, self.settings.device)
+        self.untuned = Options(self.settings.provider)
+
+    def enter_source(self, source: Source, batch: int | None) -> None:
+        """PyTorch, torch.compile, a plain export, passfx, and passfx tuned."""
+        args, kwargs = pytree.tree_map(partial(_batched, batch=batch), (source.args, source.kwargs))
+        self.progress("passfx")
+        optimized = optimize_source(SourceSpec(source.model, args, kwargs), Plan(self.target))
+        captured = optimized.captured
+        self.inputs = tensors(captured.flat_inputs)
+        self.reference = tensors(run_flat(captured.graph_module, captured.flat_inputs))
+        ours, plain = self.folder / "passfx.onnx", self.folder / "plain.onnx"
+        optimized.export(ours, self.settings.precision, verify=False)
+        model = (
+            source.model.module()
+            if isinstance(source.model, ExportedProgram)
+            else copy.deepcopy(source.model).eval()
+        )
+        self._enter("PyTorch", lambda: _Contestant(self._torch(model, args, kwargs), ours))
+        if self.settings.compile:
+            mode = COMPILE_MODES[self.target]
+            self._enter(
+                f"torch.compile ({mode})",
+                lambda: _Contestant(
+                    self._torch(model, args, kwargs, partial(torch.compile, mode=mode)), ours
+                ),
+            )
+        self._enter(PLAIN, lambda: self._plain(source.model, args, kwargs, plain))
+        self._enter("passfx", lambda: self._session(ours, self.untuned))
+        if self.settings.tune_budget:
+            self._enter("passfx tuned", lambda: self._tuned(ours))
+
+    def enter_file(self, file: Path, batch: int | None) -> None:
+        """An ONNX file, untuned and as its sidecar says."""
+        if not self.inputs:
+            batches = None if batch is None else [batch]
+            drawn = draw_inputs(
+                Session(file).inputs, batches, self.settings.shapes, self.settings.seed
+            )
+            (self.inputs,) = drawn.values()
+            self.reference = open_session(file).run(self.inputs)
+        sidecar = read_sidecar(file)
+        self._enter(str(file), lambda: self._session(file, self.untuned))
+        if sidecar is not None and sidecar.options.provider == self.target.name:
+            path, options = sidecar.model_path, sidecar.options
+            self._enter(f"{file} tuned", lambda: self._session(path, options))
+
+    def run(self, peaks: Peaks) -> list[BenchRow]:
+        """Check those who take part, and race them; the rows in the order of entry."""
+        errors: dict[str, float] = {}
+        for name, entrant in self.entrants.items():
+            if isinstance(entrant, _Contestant):
+                try:
+                    with quiet(), entrant.open() as run:
+                        errors[name] = relative_error(list(run()), list(self.reference))
+                except Exception as error:
+                    self.entrants[name] = named_line(error)
+        ready = {
+            name: entrant
+            for name, entrant in self.entrants.items()
+            if isinstance(entrant, _Contestant)
+        }
+        self.progress("race")
+        timings = race(
+            {name: entrant.open for name, entrant in ready.items()},
+            self.settings.seconds,
+            alone=not self.target.is_gpu,
+        )
+        batch = self.inputs[0].shape[0] if self.inputs and self.inputs[0].ndim else 1
+        baseline = timings.get(PLAIN) or next(iter(timings.values()), None)
+        rows = []
+        for name, found in self.entrants.items():
+            if isinstance(found, str) or baseline is None:
+                rows.append(BenchRow(name, batch, failed=str(found)))
+                continue
+            timing = timings[name]
+            p50, p90, p99 = (1000 * timing.percentile(q) for q in (50, 90, 99))
+            shapes = [tuple(item.shape) for item in self.inputs]
+            rows.append(
+                BenchRow(
+                    name,
+                    batch,
+                    p50,
+                    p90,
+                    p99,
+                    throughput=batch / timing.median,
+                    speedup=speedup(baseline, timing),
+                    roofline=ideal_seconds(found.file, shapes, peaks) / timing.median,
+                    rel_error=errors[name],
+                    runs=timing.runs,
+                )
+            )
+        return rows
+
+    def _enter(self, name: str, build: Callable[[], _Contestant]) -> None:
+        """Prepare a contestant; where that fails, the others go on."""
+        self.progress(name)
+        try:
+            with quiet():
+                self.entrants[name] = build()
+        except Exception as error:
+            self.entrants[name] = named_line(error)
+
+    def _session(self, path: Path, options: Options) -> _Contestant:
+        inputs = [item.to(self.place) for item in self.inputs]
+
+        @contextmanager
+        def opened() -> Iterator[Ready]:
+            session = Session(path, options, device=self.settings.device)
+            yield lambda: session.run(inputs)
+
+        return _Contestant(opened, path)
+
+    def _tuned(self, path: Path) -> _Contestant:
+        settings = TuneSettings(
+            self.target.name,
+            [self.inputs[0].shape[0]],
+            budget=self.settings.tune_budget,
+            device=self.settings.device,
+            seed=self.settings.seed,
+        )
+        tuned = tune(path, settings)
+        return self._session(tuned.sidecar.model_path, tuned.sidecar.options)
+
+    def _plain(self, model: Any, args: Any, kwargs: Any, path: Path) -> _Contestant:
+        if isinstance(model, torch.nn.Module):
+            model = copy.deepcopy(model).eval()
+        torch.onnx.export(
+            model, args, path, kwargs=kwargs, dynamo=True, verbose=False, external_data=False
+        )
+        return self._session(path, self.untuned)
+
+    def _torch(
+        self,
+        model: torch.nn.Module,
+        args: Any,
+        kwargs: Any,
+        prepare: Callable[[torch.nn.Module], Any] = lambda model: model,
+    ) -> Callable[[], AbstractContextManager[Ready]]:
+        """A module on the provider's device; a run is over when the device is done."""
+        place = partial(pytree.tree_map_only, Tensor, lambda item: item.to(self.place))
+        run = prepare(model.to(self.place))
+        args, kwargs = place(args), place(kwargs)
+
+        @contextmanager
+        def opened() -> Iterator[Ready]:
+            def once() -> Sequence[Tensor]:
+                with torch.inference_mode():
+                    results = tensors(pytree.tree_leaves(run(*args, **kwargs)))
+                if self.target.is_gpu:
+                    torch.cuda.synchronize(self.place)
+                return results
+
+            yield once
+
+        return opened
+
+
+def _batched(item: Any, *, batch: int | None) -> Any:
+    """An example input repeated along its first axis to a batch size."""
+    if batch is None or not isinstance(item, Tensor) or not item.ndim:
+        return item
+    return torch.cat([item] * -(-batch // item.shape[0]))[:batch]

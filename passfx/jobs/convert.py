@@ -1,0 +1,92 @@
+"""`passfx.convert`: from a source to a proven ONNX file."""
+
+from collections.abc import Collection, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from passfx.export.settings import ExportSettings
+from passfx.jobs.optimize import optimize_source
+from passfx.pipeline import Plan, Progress, silent
+from passfx.report.model import Report
+from passfx.source.spec import SourceSpec
+
+
+def convert(
+    source: str | torch.nn.Module | ExportedProgram,
+    path: str | PathLike[str],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    weights: str | PathLike[str] | None = None,
+    input_shapes: Sequence[str] = (),
+    dynamic_batch: bool = False,
+    dynamic_axes: Mapping[str, Sequence[int]] | None = None,
+    dynamic_shapes: Any = None,
+    target: str = "cpu",
+    precision: str = "fp32",
+    opset: int = 20,
+    epilogues: bool | None = None,
+    fp16_io: bool = False,
+    accuracy: float | None = None,
+    calibration: str | PathLike[str] | None = None,
+    skip: Collection[str] = (),
+    only: Collection[str] | None = None,
+    verify: bool = True,
+    rtol: float | None = None,
+    seed: int = 0,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """Convert a model to an optimised ONNX file, and prove the file under ONNX Runtime.
+
+    Args:
+        source: a source ("timm:resnet18", "file.py:factory", "package.module:factory",
+            "torchvision:NAME", "file.pt2"), or a model, whose inputs are then `args` and `kwargs`.
+        path: the file to write.
+        arguments, weights, input_shapes: for a source: the factory's arguments, a state dict to
+            load, and "[NAME:]1x3x224x224" for each random input.
+        dynamic_batch: the first axis of every input may vary.
+        dynamic_axes: the axes of each input (a parameter of `forward`) that may vary.
+        dynamic_shapes: both in `torch.export.export`'s own form, instead of them.
+        target, skip, only, verify: as in `passfx.optimize`.
+        precision, opset, epilogues, fp16_io, accuracy, calibration, rtol, input_names,
+            output_names: as in `Optimized.export`.
+        seed: of random weights, inputs and samples.
+        progress: told the name of each stage as it starts.
+
+    Raises:
+        SourceError, CaptureError, VerificationError, ExportError, RuntimeUnavailableError: the
+            message says what to do; no file is left behind.
+    """
+    spec = SourceSpec(
+        source, args, kwargs or {}, arguments or {}, None if weights is None else Path(weights),
+        input_shapes, dynamic_batch, dynamic_axes or {}, dynamic_shapes, seed,
+    )  # fmt: skip
+    settings = ExportSettings(
+        precision, opset, epilogues, fp16_io, accuracy,
+        calibration=None if calibration is None else Path(calibration),
+        verify=verify, rtol=rtol, seed=seed,
+        input_names=None if input_names is None else tuple(input_names),
+        output_names=None if output_names is None else tuple(output_names),
+    )  # fmt: skip
+    return convert_source(spec, Plan.of(target, skip, only, verify), Path(path), settings, progress)
+
+
+def convert_source(
+    spec: SourceSpec,
+    plan: Plan,
+    path: Path,
+    settings: ExportSettings,
+    progress: Progress = silent,
+) -> Report:
+    """Load, capture, rewrite, export and prove."""
+    from passfx.jobs.export import export_file
+
+    settings.check(path, plan.target)
+    return export_file(optimize_source(spec, plan, progress), path, settings, progress)

@@ -1,0 +1,161 @@
+"""An optimised model as a proven file, and the proof of a file that somebody else wrote."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from passfx.capture.program import Captured
+from passfx.errors import ExportError
+from passfx.export.base import FilePass
+from passfx.export.calibration import calibration_samples
+from passfx.export.epilogue import FuseEpilogues
+from passfx.export.onnx import export_onnx, load_graph, staged, summarize
+from passfx.export.precision import LowerPrecision
+from passfx.export.settings import HALVES, ExportSettings
+from passfx.files import writing
+from passfx.graph.query import dtype_name, tensor
+from passfx.jobs.optimize import Optimized
+from passfx.pipeline import Progress, silent
+from passfx.record import TensorInfo
+from passfx.report.build import file_report, halved, timed
+from passfx.report.model import Report
+from passfx.runtime.reference import file_parity, run_model
+from passfx.runtime.session import require_onnxruntime
+from passfx.target import Target, find_target
+from passfx.verify.parity import check_parity
+
+
+def export_file(
+    optimized: Optimized, path: Path, settings: ExportSettings, progress: Progress = silent
+) -> Report:
+    """Write a file, and prove it before it takes its place; `Optimized.export` says more."""
+    report, captured = optimized.report, optimized.captured
+    target = find_target(report.target)
+    settings.check(path, target)
+    if settings.precision != "fp32":
+        require_onnxruntime()
+    elif settings.verify:
+        require_onnxruntime("pass --no-verify (verify=False)")
+    seconds = dict(report.seconds)
+    progress("export")
+    with writing(path), ExitStack() as stack:
+        with timed(seconds, "export"):
+            model = export_onnx(
+                optimized.module,
+                captured,
+                opset=settings.opset,
+                input_names=settings.input_names,
+                output_names=settings.output_names,
+            )
+            passes = [item.run(model) for item in _file_passes(model, captured, settings, target)]
+            written, summary = stack.enter_context(staged(model, path))
+        report = file_report(report, settings, passes, summary, seconds)
+        if settings.verify:
+            progress("verify")
+            report = _proven(report, captured, written, settings)
+    return report
+
+
+def _file_passes(
+    model: ir.Model, captured: Captured, settings: ExportSettings, target: Target
+) -> list[FilePass]:
+    passes: list[FilePass] = []
+    if settings.precision != "fp32":
+        names = [str(item.name) for item in model.graph.inputs]
+        samples = calibration_samples(captured, names, settings.calibration, settings.seed)
+        passes.append(
+            LowerPrecision(
+                settings.precision, samples, run_model, target, settings.fp16_io, settings.accuracy
+            )
+        )
+    if settings.fuses_epilogues(target):
+        passes.append(FuseEpilogues())
+    return passes
+
+
+def verify_file(
+    optimized: Optimized, path: Path, *, rtol: float | None = None, seed: int = 0
+) -> Report:
+    """Prove a file against a captured model; `Optimized.verify` says more."""
+    summary = summarize(path)
+    precision = _file_precision(path, optimized.captured)
+    _check_signature(path, optimized.report, precision)
+    report = replace(optimized.report, precision=precision, onnx=summary)
+    settings = ExportSettings(precision, rtol=rtol, seed=seed)
+    return _proven(report, optimized.captured, path, settings)
+
+
+def _proven(report: Report, captured: Captured, path: Path, settings: ExportSettings) -> Report:
+    """The report with the proof of a file, which must hold."""
+    seconds = dict(report.seconds)
+    with timed(seconds, "verify"):
+        proof = file_parity(
+            captured,
+            path,
+            rtol=settings.tolerance,
+            seed=settings.seed,
+            precision=settings.precision,
+        )
+    check_parity(proof)
+    return replace(report, parity=proof, seconds=seconds)
+
+
+def _file_precision(path: Path, captured: Captured) -> str:
+    """The precision of a file's weights, as far as it is not the model's own."""
+    weights = {_dtype(item.data_type) for item in load_graph(path).graph.initializer}
+    fakes = map(tensor, captured.graph_module.graph.nodes)
+    own = {dtype_name(fake.dtype) for fake in fakes if fake is not None}
+    return next((name for name, dtype in HALVES.items() if dtype in weights - own), "fp32")
+
+
+def _check_signature(path: Path, report: Report, precision: str) -> None:
+    """Refuse a file whose inputs or outputs differ from the model's in number, dtype or shape."""
+    graph = load_graph(path).graph
+    weights = {item.name for item in graph.initializer}
+    inputs = [item for item in graph.input if item.name not in weights]
+    for kind, own, given in (
+        ("inputs", report.inputs, inputs),
+        ("outputs", report.outputs, graph.output),
+    ):
+        found = list(map(_tensor_info, given))
+        if len(found) != len(own) or not any(
+            all(map(_agree, found, infos)) for infos in (own, halved(own, precision))
+        ):
+            raise ExportError(
+                f"{path} has the {kind} {_listed(found)}, but the model has {_listed(own)}; "
+                "give the options that it was made with"
+            )
+
+
+def _tensor_info(item: Any) -> TensorInfo:
+    """An input or output of an ONNX graph; a size that is not known is "?"."""
+    tensor_type = item.type.tensor_type
+    sizes = [
+        size.dim_value if size.HasField("dim_value") else size.dim_param or "?"
+        for size in tensor_type.shape.dim
+    ]
+    return TensorInfo(item.name, _dtype(tensor_type.elem_type), tuple(sizes))
+
+
+def _dtype(element_type: int) -> str:
+    return str(onnx.helper.tensor_dtype_to_np_dtype(element_type).name)
+
+
+def _agree(found: TensorInfo, own: TensorInfo) -> bool:
+    """Whether the file's tensor can be the model's; a named size may be any."""
+    return (
+        found.dtype == own.dtype
+        and len(found.shape) == len(own.shape)
+        and all(a == b or isinstance(a, str) for a, b in zip(found.shape, own.shape, strict=True))
+    )
+
+
+def _listed(infos: Sequence[TensorInfo]) -> str:
+    return ", ".join(
+        f"{item.name} ({item.dtype} {'x'.join(map(str, item.shape)) or 'scalar'})" for item in infos
+    )

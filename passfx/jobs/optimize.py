@@ -1,0 +1,234 @@
+"""`passfx.optimize`: a model in, a faster graph module, its shortcuts and its report out."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from passfx.analysis import shortcuts as analysis
+from passfx.analysis.shortcuts import Shortcut
+from passfx.capture.guard import InputCheck
+from passfx.capture.program import Captured, capture
+from passfx.export.settings import ExportSettings
+from passfx.graph.evaluate import run_flat
+from passfx.graph.query import tensors
+from passfx.pipeline import Plan, Progress, optimize_graph, silent
+from passfx.report.build import captured_report, rewritten_report, timed
+from passfx.report.model import Report
+from passfx.source.load import load_source
+from passfx.source.spec import SourceSpec
+from passfx.target import CPU, Target
+from passfx.verify.parity import check_parity, parity
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """An optimised model.
+
+    Attributes:
+        module: the rewritten graph, called like the original model. Weights that no pass changed
+            are shared with the original.
+        shortcuts: the shortcuts of the model as it was captured.
+        report: what was found and done; `report.to_dict()` is the JSON report.
+    """
+
+    module: GraphModule
+    shortcuts: tuple[Shortcut, ...]
+    report: Report
+    captured: Captured
+
+    def export(
+        self,
+        path: str | PathLike[str],
+        precision: str = "fp32",
+        opset: int = 20,
+        *,
+        epilogues: bool | None = None,
+        fp16_io: bool = False,
+        accuracy: float | None = None,
+        calibration: str | PathLike[str] | None = None,
+        verify: bool = True,
+        rtol: float | None = None,
+        seed: int = 0,
+        input_names: Sequence[str] | None = None,
+        output_names: Sequence[str] | None = None,
+        progress: Progress = silent,
+    ) -> Report:
+        """Write the optimised model as ONNX and prove the file under ONNX Runtime.
+
+        A file in fp16 or bf16 is proven with each of its results rounded to that precision, because
+        the CPU provider computes such files in float32 and leaves the rounding out.
+
+        Args:
+            path: the file to write; weights of more than 2 GB go to `path` + ".data" beside it.
+            precision: "fp32" keeps every dtype as it is in the model; "fp16" and "bf16" keep
+                operators in float32 that would overflow or lose too much, and report them.
+            opset: the ONNX operator set, 18 to 25.
+            epilogues: write convolution, bias, shortcut and relu as one com.microsoft.FusedConv,
+                which only ONNX Runtime runs; by default for the target "cuda" in fp32.
+            fp16_io: inputs and outputs in half precision too.
+            accuracy: the relative error that one operator may add by half precision.
+            calibration: an .npz file with an array of samples for each input, from which ranges
+                are taken; by default the example inputs and random ones like them.
+            verify: run the file on sample inputs and compare with the captured model in float64.
+            rtol: how much further from it than twice the original model's own error it may be; by
+                default 1e-6, for fp16 1e-2 and for bf16 8e-2.
+            seed: of the sample inputs.
+            input_names, output_names: one per flat tensor; by default the parameters of `forward`
+                and the keys of its result ("output" where it has none).
+
+        Returns:
+            The report, with `parity`, `onnx` and `opset` filled in.
+
+        Raises:
+            ExportError: the model cannot be written; nothing is left behind.
+            VerificationError: the file disagrees with the model; nothing is left behind.
+            RuntimeUnavailableError: `verify` needs onnxruntime, which is not installed.
+        """
+        from passfx.jobs.export import export_file
+
+        settings = ExportSettings(
+            precision, opset, epilogues, fp16_io, accuracy,
+            calibration=None if calibration is None else Path(calibration),
+            verify=verify, rtol=rtol, seed=seed,
+            input_names=None if input_names is None else tuple(input_names),
+            output_names=None if output_names is None else tuple(output_names),
+        )  # fmt: skip
+        return export_file(self, Path(path), settings, progress)
+
+    def verify(
+        self, path: str | PathLike[str], *, rtol: float | None = None, seed: int = 0
+    ) -> Report:
+        """Prove an ONNX file against the captured model, whoever wrote it.
+
+        A file in half precision of a model that is not is proven as `export` proves it.
+
+        Returns:
+            The report, with `parity`, `onnx` and `opset` filled in.
+
+        Raises:
+            ExportError: the file cannot be read, or its inputs or outputs are not the model's.
+            VerificationError: it disagrees with the model.
+            RuntimeUnavailableError: onnxruntime is not installed.
+        """
+        from passfx.jobs.export import verify_file
+
+        return verify_file(self, Path(path), rtol=rtol, seed=seed)
+
+
+def optimize(
+    model: torch.nn.Module | ExportedProgram,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    target: str = "cpu",
+    skip: Collection[str] = (),
+    only: Collection[str] | None = None,
+    verify: bool = True,
+) -> Optimized:
+    """Capture a model, run the passes over it, and prove the result.
+
+    Args:
+        model: a module (in any mode; it is captured in eval mode and left as it was), a
+            symbolically traced `GraphModule`, or an `ExportedProgram`.
+        args, kwargs, dynamic_shapes: as `torch.export.export` takes them.
+        target: what the model is for, "cpu" or "cuda".
+        skip, only: names of passes to leave out, or to run alone.
+        verify: prove each rewrite in float64, and the whole result at the end.
+
+    Raises:
+        SourceError: an unknown target or pass.
+        CaptureError: the model cannot be captured.
+        VerificationError: the result disagrees with the model.
+    """
+    plan = Plan.of(target, skip, only, verify)
+    spec = SourceSpec(model, args, kwargs or {}, dynamic_shapes=dynamic_shapes)
+    optimized = optimize_source(spec, plan)
+    if not verify:
+        return optimized
+    seconds = dict(optimized.report.seconds)
+    with timed(seconds, "verify"):
+        proof = parity(
+            optimized.captured,
+            lambda inputs: tensors(run_flat(optimized.module, inputs, double=False)),
+            provider="torch",
+        )
+    check_parity(proof)
+    return replace(optimized, report=replace(optimized.report, parity=proof, seconds=seconds))
+
+
+def capture_source(
+    spec: SourceSpec, target: Target = CPU, progress: Progress = silent
+) -> Optimized:
+    """A model as it was captured, with its shortcuts and costs: no pass has run."""
+    seconds = dict.fromkeys(("capture", "passes", "verify", "export"), 0.0)
+    if isinstance(spec.source, str):
+        progress("load")
+    source = load_source(spec)
+    progress("capture")
+    with timed(seconds, "capture"):
+        captured = capture(
+            source.model, source.args, source.kwargs, dynamic_shapes=source.dynamic_shapes
+        )
+    report = captured_report(source.name, target, captured, seconds)
+    return Optimized(captured.graph_module, report.shortcuts, report, captured)
+
+
+def optimize_source(spec: SourceSpec, plan: Plan, progress: Progress = silent) -> Optimized:
+    """Load, capture and rewrite a model, proving each rewrite but not yet the whole."""
+    found = capture_source(spec, plan.target, progress)
+    seconds = dict(found.report.seconds)
+    with timed(seconds, "passes"):
+        module, passes = optimize_graph(
+            found.captured, plan.passes, verify=plan.verify, progress=progress
+        )
+    InputCheck.of(found.captured, module).attach(module)
+    report = rewritten_report(found.report, module, passes, seconds)
+    return replace(found, module=module, report=report)
+
+
+def find_shortcuts(
+    model: torch.nn.Module | ExportedProgram,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+) -> tuple[Shortcut, ...]:
+    """The identity and projection shortcuts of a model, in the order of its graph.
+
+    Takes what `passfx.optimize` takes.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+    """
+    captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+    return analysis.find_shortcuts(captured.graph_module)
+
+
+class PassTransformer:
+    """The passes behind the protocol of `torch.fx.Transformer`, for a traced graph.
+
+    `PassTransformer(torch.fx.symbolic_trace(model), args).transform()` is an optimised
+    `GraphModule` that is called like the traced one.
+    """
+
+    def __init__(
+        self, module: GraphModule, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        self.module = module
+        self._args = args
+        self._kwargs = kwargs
+
+    def transform(self) -> GraphModule:
+        """The optimised graph; `module` stays as it is.
+
+        Raises:
+            CaptureError, VerificationError: as `passfx.optimize`.
+        """
+        return optimize(self.module, self._args, self._kwargs).module

@@ -1,0 +1,25 @@
+"""An ONNX file against its source, whoever wrote it."""
+
+from pathlib import Path
+
+from passfx.errors import ExportError
+from passfx.jobs.optimize import capture_source
+from passfx.pipeline import Progress, silent
+from passfx.report.model import Report
+from passfx.source.spec import SourceSpec
+
+
+def verify(
+    spec: SourceSpec, path: Path, *, rtol: float | None = None, progress: Progress = silent
+) -> Report:
+    """Capture a source, and nothing more, and prove a file against it.
+
+    Raises:
+        SourceError, CaptureError, ExportError, VerificationError, RuntimeUnavailableError: as
+            `passfx.convert` and `Optimized.verify`.
+    """
+    if not path.is_file():
+        raise ExportError(f"the file {path} does not exist")
+    found = capture_source(spec, progress=progress)
+    progress("verify")
+    return found.verify(path, rtol=rtol, seed=spec.seed)

@@ -1,0 +1,103 @@
+"""Making a report in steps: of a captured model, of a rewritten one, of a file."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from passfx.analysis.cost import graph_cost
+from passfx.analysis.shortcuts import find_shortcuts
+from passfx.capture.program import Captured
+from passfx.export.settings import HALVES, ExportSettings
+from passfx.graph.query import dtype_name, tensor
+from passfx.record import OnnxReport, PassReport, TensorInfo
+from passfx.report.model import Report
+from passfx.target import Target
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Set `seconds[stage]` to the block's wall time, and "total" to the sum of all stages."""
+    started = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - started
+    seconds["total"] = sum(value for key, value in seconds.items() if key != "total")
+
+
+def captured_report(
+    source: str, target: Target, captured: Captured, seconds: dict[str, float]
+) -> Report:
+    """The report of a model to which nothing was done yet; `source` is what it is called."""
+    cost = graph_cost(captured.graph_module)
+    return Report(
+        source=source,
+        target=target.name,
+        precision="fp32",
+        inputs=_describe(captured.placeholders, captured.input_names, captured),
+        outputs=_describe(captured.results, captured.output_names, captured),
+        before=cost,
+        after=cost,
+        shortcuts=find_shortcuts(captured.graph_module),
+        passes=(),
+        parity=None,
+        onnx=None,
+        seconds=seconds,
+    )
+
+
+def rewritten_report(
+    report: Report, module: GraphModule, passes: tuple[PassReport, ...], seconds: dict[str, float]
+) -> Report:
+    """The report after the passes."""
+    return replace(report, after=graph_cost(module), passes=passes, seconds=seconds)
+
+
+def file_report(
+    report: Report,
+    settings: ExportSettings,
+    passes: Sequence[PassReport],
+    onnx: OnnxReport,
+    seconds: dict[str, float],
+) -> Report:
+    """The report of a file that was written, by further passes, and not yet proven."""
+    inputs = _renamed(report.inputs, settings.input_names)
+    outputs = _renamed(report.outputs, settings.output_names)
+    if settings.fp16_io:
+        inputs, outputs = (halved(infos, settings.precision) for infos in (inputs, outputs))
+    return replace(
+        report,
+        precision=settings.precision,
+        inputs=inputs,
+        outputs=outputs,
+        passes=(*report.passes, *passes),
+        parity=None,
+        onnx=onnx,
+        seconds=seconds,
+    )
+
+
+def halved(infos: tuple[TensorInfo, ...], precision: str) -> tuple[TensorInfo, ...]:
+    """Inputs or outputs as `fp16_io` makes them."""
+    half = HALVES.get(precision, "float32")
+    return tuple(replace(info, dtype=half) if info.dtype == "float32" else info for info in infos)
+
+
+def _describe(
+    nodes: Sequence[Any], names: Sequence[str], captured: Captured
+) -> tuple[TensorInfo, ...]:
+    def size_of(size: int | torch.SymInt) -> int | str:
+        return size if isinstance(size, int) else captured.dim_name(str(size))
+
+    fakes = [fake for fake in map(tensor, nodes) if fake is not None]
+    return tuple(
+        TensorInfo(name, dtype_name(fake.dtype), tuple(map(size_of, fake.shape)))
+        for name, fake in zip(names, fakes, strict=True)
+    )
+
+
+def _renamed(infos: tuple[TensorInfo, ...], names: Sequence[str] | None) -> tuple[TensorInfo, ...]:
+    return tuple(map(lambda info, name: replace(info, name=name), infos, names)) if names else infos

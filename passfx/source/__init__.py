@@ -1,0 +1,1 @@
+"""What the user named → a model and example inputs: a table of forms (`load`), one file a form."""

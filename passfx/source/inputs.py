@@ -1,0 +1,111 @@
+"""Example inputs: their shapes as the user writes them, random values, dynamic axes."""
+
+import ast
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from passfx.errors import SourceError
+from passfx.source.spec import Source
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """A declared input: `name` is a parameter of `forward`, or None for the next positional one."""
+
+    name: str | None
+    sizes: tuple[int, ...]
+
+
+def parse_input_shape(text: str) -> InputShape:
+    """`[NAME:]1x3x224x224` (commas too).
+
+    Raises:
+        SourceError: it is not of that form.
+    """
+    name, _, sizes = text.rpartition(":")
+    try:
+        parsed = tuple(int(size) for size in sizes.replace(",", "x").split("x"))
+    except ValueError:
+        parsed = ()
+    if not parsed or min(parsed) < 1:
+        raise SourceError(f"the input shape {text!r} is not of the form [NAME:]1x3x224x224")
+    return InputShape(name or None, parsed)
+
+
+def parse_argument(text: str) -> tuple[str, Any]:
+    """`key=value`, the value as a Python literal where it is one: `8`, `(3, 3)`, `true`, `relu`.
+
+    Raises:
+        SourceError: it has no key.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise SourceError(f"the argument {text!r} is not of the form key=value")
+    words = {"true": True, "false": False, "none": None}
+    if value.lower() in words:
+        return key, words[value.lower()]
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def as_inputs(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A tuple is the positional arguments, a dict the keyword ones, anything else the only one."""
+    if isinstance(given, dict):
+        return (), dict(given)
+    return (tuple(given), {}) if isinstance(given, list | tuple) else ((given,), {})
+
+
+def random_inputs(
+    model: torch.nn.Module | ExportedProgram, shapes: Sequence[InputShape], seed: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Normally distributed inputs in the model's own floating dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    floating = [item.dtype for item in model.parameters() if item.dtype.is_floating_point]
+    dtype = floating[0] if floating else torch.float32
+    drawn = [
+        (shape.name, torch.randn(shape.sizes, generator=generator).to(dtype)) for shape in shapes
+    ]
+    args = tuple(item for name, item in drawn if name is None)
+    return args, {name: item for name, item in drawn if name is not None}
+
+
+def dynamic_shapes(
+    source: Source, batch: bool, axes: Mapping[str, Sequence[int]]
+) -> dict[str, Any]:
+    """`torch.export`'s form of "these axes of these inputs may vary"."""
+    if isinstance(source.model, ExportedProgram):
+        raise SourceError(
+            f"{source.name} is an exported program, whose dynamic sizes were fixed when it was made"
+        )
+    signature = inspect.signature(source.model.forward)
+    try:
+        inputs = signature.bind(*source.args, **source.kwargs).arguments
+    except TypeError as error:
+        raise SourceError(
+            f"{source.name} does not take these inputs: {error}; it takes {signature}"
+        ) from error
+    for name in axes:
+        if name not in inputs:
+            raise SourceError(f"there is no input {name!r}; the inputs are {', '.join(inputs)}")
+
+    def spec(name: str, item: Any) -> dict[int, Any] | None:
+        if not isinstance(item, torch.Tensor):
+            return None
+        varying = {*axes.get(name, ()), *([0] if batch and item.ndim else [])}
+        for axis in varying:
+            if not 0 <= axis < item.ndim:
+                raise SourceError(f"input {name!r} has {item.ndim} axes, so none is number {axis}")
+        return dict.fromkeys(sorted(varying), Dim.DYNAMIC)
+
+    return {
+        name: pytree.tree_map(functools.partial(spec, name), item) for name, item in inputs.items()
+    }

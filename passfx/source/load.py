@@ -1,0 +1,79 @@
+"""A source or a model, as the user names it, with example inputs."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from passfx.errors import SourceError
+from passfx.source.call import call
+from passfx.source.factory import factory_model
+from passfx.source.inputs import as_inputs, dynamic_shapes, parse_input_shape, random_inputs
+from passfx.source.program import load_program
+from passfx.source.spec import Source, SourceSpec
+from passfx.source.timm import timm_model
+from passfx.source.torchvision import torchvision_model
+from passfx.source.weights import load_weights
+
+Loader = Callable[[str, Mapping[str, Any]], tuple[Any, Any]]
+
+# Which sources are of a form, and what gives their model and the inputs that are declared beside
+# it (a value, a function, or None).
+_FORMS: tuple[tuple[Callable[[str], bool], Loader], ...] = (
+    (lambda text: text.endswith(".pt2"), load_program),
+    (lambda text: text.startswith("timm:"), timm_model),
+    (lambda text: text.startswith("torchvision:"), torchvision_model),
+    (lambda text: True, factory_model),
+)
+_ZOOS = ("timm:", "torchvision:")
+
+
+def load_source(spec: SourceSpec) -> Source:
+    """The model that a user names, and example inputs for it.
+
+    Random weights and inputs are drawn from `spec.seed`. Inputs are those of `spec.input_shapes`,
+    else the file's `example_inputs()`, else of the size that timm or torchvision declares.
+
+    Raises:
+        SourceError: any part of this fails; the message says which and what to do.
+    """
+    if not isinstance(spec.source, str):
+        if spec.arguments or spec.weights or spec.input_shapes:
+            raise SourceError("arguments, weights and input_shapes are for a source, not a model")
+        name = type(spec.source).__name__
+        source = Source(name, spec.source, tuple(spec.args), dict(spec.kwargs))
+    elif spec.args or spec.kwargs:
+        raise SourceError(f"args and kwargs are for a model; {spec.source} takes input_shapes")
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec.seed)
+            source = _load(spec, spec.source)
+    if not (spec.dynamic_batch or spec.dynamic_axes):
+        return replace(source, dynamic_shapes=spec.dynamic_shapes)
+    if spec.dynamic_shapes:
+        raise SourceError("dynamic_shapes stands instead of dynamic_batch and dynamic_axes")
+    shapes = dynamic_shapes(source, spec.dynamic_batch, spec.dynamic_axes)
+    return replace(source, dynamic_shapes=shapes)
+
+
+def _load(spec: SourceSpec, text: str) -> Source:
+    shapes = [parse_input_shape(shape) for shape in spec.input_shapes]
+    load = next(load for matches, load in _FORMS if matches(text))
+    model, declared = load(text, spec.arguments)
+    if isinstance(model, ExportedProgram) and (spec.arguments or spec.weights):
+        raise SourceError(f"{text} is a finished program: it takes no --arg and no --weights")
+    if spec.weights is not None:
+        load_weights(model, spec.weights)
+    if shapes:
+        return Source(text, model, *random_inputs(model, shapes, spec.seed))
+    if isinstance(model, ExportedProgram):
+        return Source(text, model)
+    if declared is None:
+        beside = "" if text.startswith(_ZOOS) else ", or define example_inputs() beside the factory"
+        raise SourceError(
+            f"{text} declares no example inputs: give --input-shape 1x3x224x224{beside}"
+        )
+    given = call(declared, f"example_inputs() of {text}") if callable(declared) else declared
+    return Source(text, model, *as_inputs(given))

@@ -1,0 +1,23 @@
+"""file.pt2: a program that torch.export saved."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from passfx.errors import SourceError, first_line
+
+
+def load_program(text: str, arguments: Mapping[str, Any]) -> tuple[ExportedProgram, None]:
+    """The program of a file, which takes no arguments; it has its own example inputs."""
+    path = Path(text)
+    if not path.is_file():
+        raise SourceError(f"{path} does not exist")
+    try:
+        return torch.export.load(path), None
+    except Exception as error:
+        raise SourceError(
+            f"{path} is not a program saved with torch.export.save: {first_line(error)}"
+        ) from error

@@ -1,0 +1,45 @@
+"""What the user named, and what it came to."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.nn import Module
+
+FORMS = "file.py:factory, package.module:factory, timm:NAME, torchvision:NAME or file.pt2"
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """A source or a model, and its inputs; `passfx.convert` says what each field means."""
+
+    source: "str | Module | ExportedProgram"
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    weights: Path | None = None
+    input_shapes: Sequence[str] = ()
+    dynamic_batch: bool = False
+    dynamic_axes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    dynamic_shapes: Any = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model and the inputs to capture it with.
+
+    Attributes:
+        name: the source as the user wrote it, or the class of a model that was given.
+        args, kwargs: example inputs of `model.forward`.
+        dynamic_shapes: which of their sizes vary, as `torch.export.export` takes it.
+    """
+
+    name: str
+    model: "Module | ExportedProgram"
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    dynamic_shapes: Any = None

@@ -1,0 +1,1 @@
+"""Proofs on numbers: of a rewrite (`certificate`), of a whole program (`parity`); no ONNX here."""
