@@ -1,6 +1,6 @@
 """passfx: find the shortcuts of a PyTorch model, fold what is linear, prove it, write fast ONNX."""
 
-import importlib
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from passfx.errors import (
@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     from passfx.passes import PASSES, Pass
     from passfx.report.model import Report
 
-# Names that are imported when they are first used, because they import torch.
-_PLACES = {
+__all__ = [
+    "PASSES", "CaptureError", "ExportError", "Optimized", "Pass", "PassError", "PassTransformer",
+    "PassfxError", "Report", "RuntimeUnavailableError", "Shortcut", "SourceError",
+    "VerificationError", "__version__", "convert", "find_shortcuts", "optimize", "runtime",
+]  # fmt: skip
+
+# Where the names are that import torch; each is imported when it is first used.
+_LATER = {
     "Optimized": "jobs.optimize",
     "PASSES": "passes",
     "Pass": "passes",
@@ -35,34 +41,13 @@ _PLACES = {
     "optimize": "jobs.optimize",
 }
 
-__all__ = [
-    "PASSES",
-    "CaptureError",
-    "ExportError",
-    "Optimized",
-    "Pass",
-    "PassError",
-    "PassTransformer",
-    "PassfxError",
-    "Report",
-    "RuntimeUnavailableError",
-    "Shortcut",
-    "SourceError",
-    "VerificationError",
-    "__version__",
-    "convert",
-    "find_shortcuts",
-    "optimize",
-    "runtime",
-]
-
 
 def __getattr__(name: str) -> Any:
     if name == "runtime":
-        return importlib.import_module("passfx.runtime")
-    if name not in _PLACES:
+        return import_module("passfx.runtime")
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"passfx.{_PLACES[name]}"), name)
+    return getattr(import_module(f"passfx.{_LATER[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from passfx.cli.command import Group, command
-from passfx.cli.options import ARGUMENTS, QUIET, RUNTIME, WEIGHTS
+from passfx.cli.command import ABOVE_ZERO, Group, command, option
+from passfx.cli.options import ARGUMENTS, RUNTIME, SEED, WEIGHTS, output
 from passfx.cli.output import Output
 from passfx.errors import SourceError
 from passfx.export.settings import PRECISIONS
@@ -22,34 +22,28 @@ def _settings(no_compile: bool, **given: Any) -> "BenchSettings":
 
 
 _SOURCES = click.Argument(["sources"], nargs=-1, required=True, metavar="[SOURCE] [MODEL.onnx]...")
-_BENCH = Group(
+_SETTINGS = Group(
     _settings,
     (
-        *RUNTIME[:-1],
-        click.Option(["--precision"], type=click.Choice(PRECISIONS), default="fp32",
-            show_default=True, help="Of the file that passfx writes."),
-        click.Option(["--seconds"], type=click.FloatRange(min=0, min_open=True), default=20,
-            show_default=True, help="Of the race, for each batch size."),
-        click.Option(["--tune-budget"], type=click.FloatRange(min=0), default=30,
-            show_default=True, metavar="SECONDS",
+        *RUNTIME,
+        option("--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0],
+            help="Of the file that passfx writes."),
+        option("--seconds", type=ABOVE_ZERO, default=20, help="Of the race, for each batch size."),
+        option("--tune-budget", type=click.FloatRange(min=0), default=30, metavar="SECONDS",
             help="Of tuning, for each batch size; 0 does not tune."),
-        click.Option(["--no-compile"], is_flag=True, help="Leave torch.compile out."),
-        RUNTIME[-1],
-    ),
-)  # fmt: skip
-_OUTPUT = Group(
-    Output,
-    (
-        click.Option(["--json", "json_path"], metavar="FILE|-",
-            help="Write the figures as JSON; - is stdout, which then holds nothing else."),
-        click.Option(["--report", "html_path"], type=click.Path(path_type=Path),
-            metavar="FILE.html", help="Write the table and a plot as one HTML page."),
-        QUIET,
+        option("--no-compile", is_flag=True, help="Leave torch.compile out."),
+        SEED,
     ),
 )  # fmt: skip
 
 
-@command(_SOURCES, WEIGHTS, ARGUMENTS, settings=_BENCH, out=_OUTPUT)
+@command(
+    _SOURCES,
+    WEIGHTS,
+    ARGUMENTS,
+    settings=_SETTINGS,
+    out=output("the figures", "the table and a plot"),
+)
 def bench(
     sources: tuple[str, ...],
     weights: Path | None,
@@ -76,18 +70,19 @@ def bench(
         raise SourceError(f"one SOURCE can be raced at a time, not {', '.join(models)}")
     if not models and (weights or arguments):
         raise SourceError("--weights and --arg are for a SOURCE, not for ONNX files")
-    spec = None
-    for text in models:
-        given = dict(map(parse_argument, arguments))
-        spec = SourceSpec(
+    given = dict(map(parse_argument, arguments))
+    specs = [
+        SourceSpec(
             text,
             arguments=given,
             weights=weights,
             input_shapes=settings.shapes,
             seed=settings.seed,
         )
+        for text in models
+    ]
     with out.progress() as progress:
-        report = job.bench(spec, files, settings, progress)
+        report = job.bench(specs[0] if specs else None, files, settings, progress)
     out.write_html(lambda: bench_to_html(report))
     out.write_json(report.to_dict())
     print_bench(out.console, report)

@@ -4,21 +4,40 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
 
 from passfx.errors import PassError, PassfxError, VerificationError, named_line
 
-_DEBUG = click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.")
+FILE = click.Path(path_type=Path)
+ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
+
+
+def option(*names: str, **settings: Any) -> click.Option:
+    """An option, whose default the help shows where there is one."""
+    return click.Option(names, show_default=settings.get("default") is not None, **settings)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Options that belong together, and what makes one value of them, given by their names."""
+    """Options that belong together, and what makes one value of them, given by their names.
 
-    build: Callable[..., Any]
+    `build` is a function, or "module:name" of one that is imported when it is needed.
+    """
+
+    build: Callable[..., Any] | str
     options: Sequence[click.Parameter]
+
+    def value(self, given: dict[str, Any]) -> Any:
+        """The value of the options that were given."""
+        build = self.build
+        if isinstance(build, str):
+            module, _, name = build.partition(":")
+            build = getattr(import_module(module), name)
+        return build(**{str(item.name): given[str(item.name)] for item in self.options})
 
 
 class Command(click.Command):
@@ -44,35 +63,32 @@ class Command(click.Command):
 
 
 def command(
-    *options: click.Parameter | str, **groups: Group
+    *own: click.Parameter | str, **groups: Group
 ) -> Callable[[Callable[..., None]], click.Command]:
     """Make a command of a function, whose docstring is its help.
 
     Args:
-        options: its own parameters. A group's name stands where the group is in the help; the
-            others follow.
+        own: its own parameters. A group's name stands where the group is in the help; the other
+            groups follow.
         groups: the function gets the value of each under its name. Options that two groups share
             are given once, and to both.
     """
+    parameters: dict[str | None, click.Parameter] = {}
+    for place in (*own, *(name for name in groups if name not in own)):
+        found = groups[place].options if isinstance(place, str) else [place]
+        parameters |= {item.name: item for item in found}
+    debug = option("--debug", is_flag=True, help="Show the traceback of an error.")
 
     def decorate(function: Callable[..., None]) -> click.Command:
         def run(**given: Any) -> None:
-            values = {}
-            for name, group in groups.items():
-                keys = [str(option.name) for option in group.options]
-                values[name] = group.build(**{key: given[key] for key in keys})
-            used = {option.name for group in groups.values() for option in group.options}
-            function(**values, **{key: item for key, item in given.items() if key not in used})
+            values = {name: group.value(given) for name, group in groups.items()}
+            alone = [str(item.name) for item in own if isinstance(item, click.Parameter)]
+            function(**values, **{name: given[name] for name in alone})
 
-        parameters: dict[str, click.Parameter] = {}
-        places = [*options, *(name for name in groups if name not in options)]
-        for place in places:
-            found = groups[place].options if isinstance(place, str) else [place]
-            parameters |= {str(item.name): item for item in found}
         return Command(
             function.__name__,
             callback=run,
-            params=[*parameters.values(), _DEBUG],
+            params=[*parameters.values(), debug],
             help=function.__doc__,
         )
 

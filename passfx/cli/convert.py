@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from passfx.cli.command import command
+from passfx.cli.command import FILE, command, option
 from passfx.cli.options import EXPORT, OUTPUT, PLAN, SOURCE
 from passfx.cli.output import Output
 from passfx.export.settings import ExportSettings
@@ -14,9 +12,7 @@ if TYPE_CHECKING:
     from passfx.pipeline import Plan
     from passfx.source.spec import SourceSpec
 
-_OUTPUT = click.Option(
-    ["-o", "--output"], type=click.Path(path_type=Path), required=True, help="The file to write."
-)
+_OUTPUT = option("-o", "--output", type=FILE, required=True, help="The file to write.")
 
 
 @command("spec", _OUTPUT, spec=SOURCE, settings=EXPORT, plan=PLAN, out=OUTPUT)

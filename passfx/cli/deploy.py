@@ -3,12 +3,12 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from passfx.cli.command import Group, command
-from passfx.cli.options import QUIET
+from passfx.cli.command import FILE, Group, command, option
+from passfx.cli.options import MODEL, QUIET
 from passfx.cli.output import Output
 from passfx.errors import ExportError
 from passfx.target import CUDA, TARGETS
@@ -16,38 +16,28 @@ from passfx.target import CUDA, TARGETS
 if TYPE_CHECKING:
     from passfx.export.triton import TritonSettings
 
-
-def _settings(**given: Any) -> "TritonSettings":
-    from passfx.export.triton import TritonSettings
-
-    return TritonSettings(**given)
-
-
-_PATH = click.Path(path_type=Path)
-_MODEL = click.Argument(["model"], type=_PATH, metavar="MODEL.onnx")
-_TRITON = click.Option(["--triton", "repository"], type=_PATH, required=True, metavar="DIR",
+_TRITON = option("--triton", "repository", type=FILE, required=True, metavar="DIR",
     help="The model repository to write into; made where it does not exist.")  # fmt: skip
-_PROVIDER = click.Option(["--provider"], type=click.Choice(list(TARGETS)),
+_PROVIDER = option("--provider", type=click.Choice(list(TARGETS)),
     help="Where it runs.  [default: as it was tuned, else cuda]")  # fmt: skip
 _SETTINGS = Group(
-    _settings,
+    "passfx.export.triton:TritonSettings",
     (
-        click.Option(["--name"], help="Of the model in Triton.  [default: the name of the file]"),
-        click.Option(["--version"], type=click.IntRange(min=1), default=1, show_default=True,
+        option("--name", help="Of the model in Triton.  [default: the name of the file]"),
+        option("--version", type=click.IntRange(min=1), default=1,
             help="A version that exists is never overwritten."),
-        click.Option(["--max-batch-size"], type=click.IntRange(min=0),
+        option("--max-batch-size", type=click.IntRange(min=0),
             help="Of the dynamic batcher; 0 turns it off.  [default: 0 for a fixed batch, else "
             "32]"),
-        click.Option(["--max-queue-delay"], type=click.IntRange(min=0), default=100,
-            show_default=True, metavar="MICROSECONDS",
-            help="How long a request may wait for others."),
-        click.Option(["--instances"], type=click.IntRange(min=1), default=1, show_default=True,
+        option("--max-queue-delay", type=click.IntRange(min=0), default=100,
+            metavar="MICROSECONDS", help="How long a request may wait for others."),
+        option("--instances", type=click.IntRange(min=1), default=1,
             help="Copies of the model on each GPU, or on the CPU."),
     ),
 )  # fmt: skip
 
 
-@command(_MODEL, _TRITON, _PROVIDER, settings=_SETTINGS, out=Group(Output, (QUIET,)))
+@command(MODEL, _TRITON, _PROVIDER, settings=_SETTINGS, out=Group(Output, (QUIET,)))
 def deploy(
     model: Path, repository: Path, provider: str | None, settings: "TritonSettings", out: Output
 ) -> None:

@@ -1,11 +1,10 @@
-"""The groups of options that commands share; heavy imports wait until a value is made."""
+"""The options that commands share; what is heavy is imported when a value is made of them."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from passfx.cli.command import Group
+from passfx.cli.command import ABOVE_ZERO, FILE, Group, option
 from passfx.cli.output import Output
 from passfx.errors import SourceError
 from passfx.export.settings import OPSETS, PRECISIONS, ExportSettings
@@ -15,38 +14,17 @@ if TYPE_CHECKING:
     from passfx.pipeline import Plan
     from passfx.source.spec import SourceSpec
 
-_FILE = click.Path(path_type=Path)
-
-
-def _option(*names: str, **settings: Any) -> click.Option:
-    return click.Option(names, **settings)
-
-
-SEED = _option(
-    "--seed", type=int, default=0, show_default=True,
-    help="Seed of random weights, inputs and samples.",
-)  # fmt: skip
-RTOL = _option(
-    "--rtol", type=click.FloatRange(min=0),
+MODEL = click.Argument(["model"], type=FILE, metavar="MODEL.onnx")
+QUIET = option("-q", "--quiet", is_flag=True, help="Print errors only.")
+SEED = option("--seed", type=int, default=0, help="Seed of random weights, inputs and samples.")
+RTOL = option("--rtol", type=click.FloatRange(min=0),
     help="Relative error tolerated beyond twice the model's own.  [default: 1e-6; fp16 1e-2, "
-    "bf16 8e-2]",
-)  # fmt: skip
-WEIGHTS = _option(
-    "--weights", type=_FILE, metavar="FILE", help="State dict to load: .safetensors, or .pt/.pth."
-)
-ARGUMENTS = _option(
-    "--arg", "arguments", multiple=True, metavar="KEY=VALUE",
-    help="Argument of the factory; repeatable.",
-)  # fmt: skip
-PRECISION = _option(
-    "--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True,
-    help="Of the file; fp32 keeps the model's own.",
-)  # fmt: skip
-JSON = _option("--json", "json_path", metavar="FILE|-",
-    help="Write the report as JSON; - is stdout, which then holds nothing else.")  # fmt: skip
-REPORT = _option("--report", "html_path", type=_FILE, metavar="FILE.html",
-    help="Write the report as one HTML page.")  # fmt: skip
-QUIET = _option("-q", "--quiet", is_flag=True, help="Print errors only.")
+    "bf16 8e-2]")  # fmt: skip
+WEIGHTS = option("--weights", type=FILE, metavar="FILE",
+    help="State dict to load: .safetensors, or .pt/.pth.")  # fmt: skip
+ARGUMENTS = option("--arg", "arguments", multiple=True, metavar="KEY=VALUE",
+    help="Argument of the factory; repeatable.")  # fmt: skip
+_NO_VERIFY = option("--no-verify", is_flag=True, help="Do not prove the rewrites nor run the file.")
 
 
 def _source_spec(
@@ -79,74 +57,82 @@ SOURCE = Group(
         click.Argument(["source"]),
         WEIGHTS,
         ARGUMENTS,
-        _option("--input-shape", "input_shapes", multiple=True, metavar="[NAME:]1x3x224x224",
+        option("--input-shape", "input_shapes", multiple=True, metavar="[NAME:]1x3x224x224",
             help="A random input of this shape; repeatable, one for each input."),
-        _option("--dynamic-batch", is_flag=True, help="Let the first axis of every input vary."),
-        _option("--dynamic", "dynamic_axes", multiple=True, metavar="NAME:0,2,3",
+        option("--dynamic-batch", is_flag=True, help="Let the first axis of every input vary."),
+        option("--dynamic", "dynamic_axes", multiple=True, metavar="NAME:0,2,3",
             help="Let these axes of an input vary; repeatable."),
         SEED,
     ),
 )  # fmt: skip
 
 
-def _plan(target: str, skip: tuple[str, ...], only: tuple[str, ...], no_verify: bool) -> "Plan":
+def _plan(
+    target: str, skip: tuple[str, ...], only: tuple[str, ...], no_verify: bool = False
+) -> "Plan":
     from passfx.pipeline import Plan
 
     return Plan.of(target, skip, only or None, not no_verify)
 
 
 _PASSES = (
-    _option("--target", type=click.Choice(list(TARGETS)), default=CPU.name, show_default=True,
+    option("--target", type=click.Choice(list(TARGETS)), default=CPU.name,
         help="What the model is for."),
-    _option("--skip", multiple=True, metavar="PASS", help="Leave a pass out; repeatable."),
-    _option("--only", multiple=True, metavar="PASS", help="Run only this pass; repeatable."),
+    option("--skip", multiple=True, metavar="PASS", help="Leave a pass out; repeatable."),
+    option("--only", multiple=True, metavar="PASS", help="Run only this pass; repeatable."),
 )  # fmt: skip
-_NO_VERIFY = _option(
-    "--no-verify", is_flag=True, help="Do not prove the rewrites nor run the file."
-)
 PLAN = Group(_plan, (*_PASSES, _NO_VERIFY))
-PROVEN_PLAN = Group(lambda **given: _plan(no_verify=False, **given), _PASSES)
+PROVEN_PLAN = Group(_plan, _PASSES)
 
 
 def _export_settings(
     no_verify: bool, input_names: str | None, output_names: str | None, **given: Any
 ) -> ExportSettings:
+    names = [text.split(",") if text else None for text in (input_names, output_names)]
     return ExportSettings(
-        verify=not no_verify,
-        input_names=tuple(input_names.split(",")) if input_names else None,
-        output_names=tuple(output_names.split(",")) if output_names else None,
-        **given,
+        verify=not no_verify, input_names=names[0], output_names=names[1], **given
     )
 
 
 EXPORT = Group(
     _export_settings,
     (
-        _option("--opset", type=int, default=CPU.opset, show_default=True,
+        option("--opset", type=int, default=CPU.opset,
             help=f"ONNX operator set, {OPSETS[0]} to {OPSETS[-1]}."),
-        PRECISION,
-        _option("--fp16-io", is_flag=True, help="Inputs and outputs in half precision too."),
-        _option("--accuracy", type=click.FloatRange(min=0, min_open=True),
+        option("--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0],
+            help="Of the file; fp32 keeps the model's own."),
+        option("--fp16-io", is_flag=True, help="Inputs and outputs in half precision too."),
+        option("--accuracy", type=ABOVE_ZERO,
             help="Relative error that one operator may add by half precision; others stay in "
             "fp32."),
-        _option("--calibration", type=_FILE, metavar="FILE.npz",
+        option("--calibration", type=FILE, metavar="FILE.npz",
             help="Samples of each input, for the ranges of half precision."),
-        _option("--epilogues/--no-epilogues", default=None,
+        option("--epilogues/--no-epilogues", default=None,
             help="Write conv + bias + shortcut + relu as one FusedConv, which only ONNX Runtime "
             "runs.  [default: for --target cuda in fp32]"),
         RTOL,
-        _option("--input-names", metavar="A,B", help="Names of the inputs in the file."),
-        _option("--output-names", metavar="A,B", help="Names of the outputs in the file."),
+        option("--input-names", metavar="A,B", help="Names of the inputs in the file."),
+        option("--output-names", metavar="A,B", help="Names of the outputs in the file."),
         _NO_VERIFY,
         SEED,
     ),
 )  # fmt: skip
 
-OUTPUT = Group(Output, (JSON, REPORT, QUIET))
+
+def output(what: str, page: str | None = None, *, alone: bool = True) -> Group:
+    """The options about what a command writes besides: `what` as JSON, and perhaps a page."""
+    rest = "; - is stdout, which then holds nothing else" if alone else ""
+    options = [option("--json", "json_path", metavar="FILE|-", help=f"Write {what} as JSON{rest}.")]
+    if page is not None:
+        help = f"Write {page} as one HTML page."
+        options.append(option("--report", "html_path", type=FILE, metavar="FILE.html", help=help))
+    return Group(Output, (*options, QUIET))
 
 
-def parse_batches(_: click.Context, __: click.Parameter, text: str | None) -> list[int] | None:
-    """1,8,32."""
+OUTPUT = output("the report", "the report")
+
+
+def _parse_batches(_: click.Context, __: click.Parameter, text: str | None) -> list[int] | None:
     if text is None:
         return None
     try:
@@ -159,13 +145,11 @@ def parse_batches(_: click.Context, __: click.Parameter, text: str | None) -> li
 
 
 RUNTIME = (
-    _option("--provider", type=click.Choice(list(TARGETS)), default=CPU.name, show_default=True,
+    option("--provider", type=click.Choice(list(TARGETS)), default=CPU.name,
         help="Of ONNX Runtime, and the device of PyTorch."),
-    _option("--device", type=click.IntRange(min=0), default=0, show_default=True,
-        help="Number of the GPU."),
-    _option("--batch", "batches", metavar="1,8,32", callback=parse_batches,
+    option("--device", type=click.IntRange(min=0), default=0, help="Number of the GPU."),
+    option("--batch", "batches", metavar="1,8,32", callback=_parse_batches,
         help="Batch sizes; by default that of the file or of the example inputs."),
-    _option("--input-shape", "shapes", multiple=True, metavar="[NAME:]1x3x224x224",
+    option("--input-shape", "shapes", multiple=True, metavar="[NAME:]1x3x224x224",
         help="Shape of an input; repeatable, one for each input."),
-    SEED,
 )  # fmt: skip

@@ -1,45 +1,34 @@
 """`passfx tune`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from passfx.cli.command import Group, command
-from passfx.cli.options import QUIET, RUNTIME
+from passfx.cli.command import ABOVE_ZERO, Group, command, option
+from passfx.cli.options import MODEL, RUNTIME, SEED, output
 from passfx.cli.output import Output
 
 if TYPE_CHECKING:
     from passfx.runtime.tune import TuneSettings
 
-
-def _settings(**given: Any) -> "TuneSettings":
-    from passfx.runtime.tune import TuneSettings
-
-    return TuneSettings(**given)
-
-
-_MODEL = click.Argument(["model"], type=click.Path(path_type=Path), metavar="MODEL.onnx")
-_TUNE = Group(
-    _settings,
+_SETTINGS = Group(
+    "passfx.runtime.tune:TuneSettings",
     (
-        *RUNTIME[:-1],
-        click.Option(["--budget"], type=click.FloatRange(min=0, min_open=True), default=60,
-            show_default=True, metavar="SECONDS",
+        *RUNTIME,
+        option("--budget", type=ABOVE_ZERO, default=60, metavar="SECONDS",
             help="Of measuring; opening and warming up sessions come on top."),
-        click.Option(["--allow-fp16"], is_flag=True,
+        option("--allow-fp16", is_flag=True,
             help="Try half precision too, where the provider has kernels for it (cuda)."),
-        click.Option(["--rtol"], type=click.FloatRange(min=0),
+        option("--rtol", type=click.FloatRange(min=0),
             help="Relative error tolerated, from the file on the CPU.  [default: 1e-4; TF32, "
             "fp16 1e-2]"),
-        RUNTIME[-1],
+        SEED,
     ),
 )  # fmt: skip
-_JSON = click.Option(["--json", "json_path"], metavar="FILE|-",
-    help="Write what was measured as JSON.")  # fmt: skip
 
 
-@command(_MODEL, settings=_TUNE, out=Group(Output, (_JSON, QUIET)))
+@command(MODEL, settings=_SETTINGS, out=output("what was measured", alone=False))
 def tune(model: Path, settings: "TuneSettings", out: Output) -> None:
     """Find the fastest way to run MODEL.onnx on this machine.
 

@@ -3,19 +3,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from passfx.cli.command import command
-from passfx.cli.options import OUTPUT, RTOL, SOURCE
+from passfx.cli.options import MODEL, OUTPUT, RTOL, SOURCE
 from passfx.cli.output import Output
 
 if TYPE_CHECKING:
     from passfx.source.spec import SourceSpec
 
-_MODEL = click.Argument(["model"], type=click.Path(path_type=Path), metavar="MODEL.onnx")
 
-
-@command("spec", _MODEL, RTOL, spec=SOURCE, out=OUTPUT)
+@command("spec", MODEL, RTOL, spec=SOURCE, out=OUTPUT)
 def verify(spec: "SourceSpec", model: Path, rtol: float | None, out: Output) -> None:
     """Prove an ONNX file against its SOURCE, whoever wrote it.
 

@@ -1,6 +1,8 @@
 """What a file is to be: the options of an export as one value."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 from passfx.errors import ExportError
@@ -24,12 +26,12 @@ class ExportSettings:
     epilogues: bool | None = None
     fp16_io: bool = False
     accuracy: float | None = None
-    calibration: Path | None = None
+    calibration: str | PathLike[str] | None = None
     verify: bool = True
     rtol: float | None = None
     seed: int = 0
-    input_names: tuple[str, ...] | None = None
-    output_names: tuple[str, ...] | None = None
+    input_names: Sequence[str] | None = None
+    output_names: Sequence[str] | None = None
 
     @property
     def tolerance(self) -> float:

@@ -65,15 +65,12 @@ def convert(
             message says what to do; no file is left behind.
     """
     spec = SourceSpec(
-        source, args, kwargs or {}, arguments or {}, None if weights is None else Path(weights),
-        input_shapes, dynamic_batch, dynamic_axes or {}, dynamic_shapes, seed,
+        source, args, kwargs, arguments, weights, input_shapes, dynamic_batch, dynamic_axes,
+        dynamic_shapes, seed,
     )  # fmt: skip
     settings = ExportSettings(
-        precision, opset, epilogues, fp16_io, accuracy,
-        calibration=None if calibration is None else Path(calibration),
-        verify=verify, rtol=rtol, seed=seed,
-        input_names=None if input_names is None else tuple(input_names),
-        output_names=None if output_names is None else tuple(output_names),
+        precision, opset, epilogues, fp16_io, accuracy, calibration, verify, rtol, seed,
+        input_names, output_names,
     )  # fmt: skip
     return convert_source(spec, Plan.of(target, skip, only, verify), Path(path), settings, progress)
 

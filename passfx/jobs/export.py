@@ -27,7 +27,6 @@ from passfx.report.model import Report
 from passfx.runtime.reference import file_parity, run_model
 from passfx.runtime.session import require_onnxruntime
 from passfx.target import Target, find_target
-from passfx.verify.parity import check_parity
 
 
 def export_file(
@@ -67,7 +66,8 @@ def _file_passes(
     passes: list[FilePass] = []
     if settings.precision != "fp32":
         names = [str(item.name) for item in model.graph.inputs]
-        samples = calibration_samples(captured, names, settings.calibration, settings.seed)
+        path = None if settings.calibration is None else Path(settings.calibration)
+        samples = calibration_samples(captured, names, path, settings.seed)
         passes.append(
             LowerPrecision(
                 settings.precision, samples, run_model, target, settings.fp16_io, settings.accuracy
@@ -100,8 +100,7 @@ def _proven(report: Report, captured: Captured, path: Path, settings: ExportSett
             rtol=settings.tolerance,
             seed=settings.seed,
             precision=settings.precision,
-        )
-    check_parity(proof)
+        ).checked()
     return replace(report, parity=proof, seconds=seconds)
 
 

@@ -10,7 +10,6 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from passfx.analysis import shortcuts as analysis
 from passfx.analysis.shortcuts import Shortcut
 from passfx.capture.guard import InputCheck
 from passfx.capture.program import Captured, capture
@@ -23,7 +22,7 @@ from passfx.report.model import Report
 from passfx.source.load import load_source
 from passfx.source.spec import SourceSpec
 from passfx.target import CPU, Target
-from passfx.verify.parity import check_parity, parity
+from passfx.verify.parity import parity
 
 
 @dataclass(frozen=True)
@@ -93,11 +92,8 @@ class Optimized:
         from passfx.jobs.export import export_file
 
         settings = ExportSettings(
-            precision, opset, epilogues, fp16_io, accuracy,
-            calibration=None if calibration is None else Path(calibration),
-            verify=verify, rtol=rtol, seed=seed,
-            input_names=None if input_names is None else tuple(input_names),
-            output_names=None if output_names is None else tuple(output_names),
+            precision, opset, epilogues, fp16_io, accuracy, calibration, verify, rtol, seed,
+            input_names, output_names,
         )  # fmt: skip
         return export_file(self, Path(path), settings, progress)
 
@@ -148,7 +144,7 @@ def optimize(
         VerificationError: the result disagrees with the model.
     """
     plan = Plan.of(target, skip, only, verify)
-    spec = SourceSpec(model, args, kwargs or {}, dynamic_shapes=dynamic_shapes)
+    spec = SourceSpec(model, args, kwargs, dynamic_shapes=dynamic_shapes)
     optimized = optimize_source(spec, plan)
     if not verify:
         return optimized
@@ -158,8 +154,7 @@ def optimize(
             optimized.captured,
             lambda inputs: tensors(run_flat(optimized.module, inputs, double=False)),
             provider="torch",
-        )
-    check_parity(proof)
+        ).checked()
     return replace(optimized, report=replace(optimized.report, parity=proof, seconds=seconds))
 
 
@@ -207,8 +202,7 @@ def find_shortcuts(
     Raises:
         CaptureError: the model cannot be captured.
     """
-    captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
-    return analysis.find_shortcuts(captured.graph_module)
+    return capture_source(SourceSpec(model, args, kwargs, dynamic_shapes=dynamic_shapes)).shortcuts
 
 
 class PassTransformer:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def load_source(spec: SourceSpec) -> Source:
         if spec.arguments or spec.weights or spec.input_shapes:
             raise SourceError("arguments, weights and input_shapes are for a source, not a model")
         name = type(spec.source).__name__
-        source = Source(name, spec.source, tuple(spec.args), dict(spec.kwargs))
+        source = Source(name, spec.source, tuple(spec.args), dict(spec.kwargs or {}))
     elif spec.args or spec.kwargs:
         raise SourceError(f"args and kwargs are for a model; {spec.source} takes input_shapes")
     else:
@@ -54,18 +55,18 @@ def load_source(spec: SourceSpec) -> Source:
         return replace(source, dynamic_shapes=spec.dynamic_shapes)
     if spec.dynamic_shapes:
         raise SourceError("dynamic_shapes stands instead of dynamic_batch and dynamic_axes")
-    shapes = dynamic_shapes(source, spec.dynamic_batch, spec.dynamic_axes)
+    shapes = dynamic_shapes(source, spec.dynamic_batch, spec.dynamic_axes or {})
     return replace(source, dynamic_shapes=shapes)
 
 
 def _load(spec: SourceSpec, text: str) -> Source:
     shapes = [parse_input_shape(shape) for shape in spec.input_shapes]
     load = next(load for matches, load in _FORMS if matches(text))
-    model, declared = load(text, spec.arguments)
+    model, declared = load(text, spec.arguments or {})
     if isinstance(model, ExportedProgram) and (spec.arguments or spec.weights):
         raise SourceError(f"{text} is a finished program: it takes no --arg and no --weights")
     if spec.weights is not None:
-        load_weights(model, spec.weights)
+        load_weights(model, Path(spec.weights))
     if shapes:
         return Source(text, model, *random_inputs(model, shapes, spec.seed))
     if isinstance(model, ExportedProgram):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ class SourceSpec:
 
     source: "str | Module | ExportedProgram"
     args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    weights: Path | None = None
+    kwargs: Mapping[str, Any] | None = None
+    arguments: Mapping[str, Any] | None = None
+    weights: str | PathLike[str] | None = None
     input_shapes: Sequence[str] = ()
     dynamic_batch: bool = False
-    dynamic_axes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    dynamic_axes: Mapping[str, Sequence[int]] | None = None
     dynamic_shapes: Any = None
     seed: int = 0
 

@@ -16,9 +16,10 @@ from passfx.graph.query import (
     arguments,
     constant,
     hint,
+    ints,
     is_call,
     is_constant,
-    tensor,
+    known_tensor,
     value,
 )
 from passfx.verify.error import relative_error
@@ -32,16 +33,8 @@ _CONVS = (*CONVS, *TRANSPOSED_CONVS)
 # Operators that mean the same at every spatial size, so that a region of them can be proven on
 # small inputs. A pass whose rewrite is exact at the captured size only must use others.
 _ANY_SIZE = (
-    *_CONVS,
-    aten.linear,
-    aten.batch_norm,
-    aten.relu,
-    aten.hardtanh,
-    aten.clamp,
-    aten.add,
-    aten.sub,
-    aten.mul,
-    aten.div,
+    *(*_CONVS, aten.linear, aten.batch_norm, aten.relu, aten.hardtanh, aten.clamp),
+    *(aten.add, aten.sub, aten.mul, aten.div),
 )
 
 
@@ -80,78 +73,65 @@ def _largest(tensor: Tensor) -> float:
 
 def _draw_inputs(edit: Edit) -> Iterator[dict[Node, Any]]:
     inside = {*edit.match.nodes, *edit.added}
-    reads = [read for node in inside for read in node.all_input_nodes]
-    reads += edit.replacements.values()
-    frontier = sorted({read for read in reads if read not in inside and not is_constant(read)})
+    reads = {read for node in inside for read in node.all_input_nodes}
+    reads.update(edit.replacements.values())
+    frontier = sorted(read for read in reads if read not in inside and not is_constant(read))
     generator = torch.Generator().manual_seed(_SEED)
-    for shapes in _shapes(frontier, inside, edit.match.any_size):
-        yield {
-            node: _draw(value(node), shape, generator)
-            for node, shape in zip(frontier, shapes, strict=True)
-        }
+    for shapes in _shapes(edit, frontier, inside):
+        pairs = zip(frontier, shapes, strict=True)
+        yield {node: _draw(value(node), shape, generator) for node, shape in pairs}
 
 
 def _shapes(
-    frontier: Sequence[Node], inside: set[Node], any_size: bool
+    edit: Edit, frontier: Sequence[Node], inside: set[Node]
 ) -> Iterator[list[tuple[int, ...]]]:
-    """The shapes to try: small ones where the operators allow it, else the captured ones."""
+    """The shapes to try: several small ones where any size serves, else the captured ones."""
     captured = [tuple(map(hint, getattr(value(node), "shape", ()))) for node in frontier]
-    calls = [node for node in inside if not is_constant(node)]
-    if (
-        not any_size
-        or len(frontier) != 1
-        or not calls
-        or not all(is_call(node, *_ANY_SIZE) for node in calls)
-    ):
+    rank = _free_rank(edit, frontier, inside)
+    if rank is None:
         yield captured
         return
-    convs = [arguments(node) for node in calls if is_call(node, *_CONVS)]
-    spatial = max((_spatial_dims(bound) for bound in convs), default=None)
-    if spatial is None:  # linear layers and elementwise operators: any axis may be the channels
-        yield captured
-        return
-    reach = max(_needed(node, list(inside)) for node in frontier)
+    *batch, channels = captured[0][:-rank]
+    reach = _needed(frontier[0], inside)
     for extents in ((0, 0, 0), (1, 3, 2), (4, 1, 3)):
-        sizes = tuple(reach + extent for extent in extents[:spatial])
-        yield [
-            (
-                *(min(size, 2) for size in captured[0][: -1 - spatial]),
-                captured[0][-1 - spatial],
-                *sizes,
-            )
-        ]
+        sizes = (reach + extent for extent in extents[:rank])
+        yield [(*(min(size, 2) for size in batch), channels, *sizes)]
 
 
-def _spatial_dims(bound: dict[str, Any]) -> int:
-    weight = tensor(bound["weight"])
-    assert weight is not None
-    return weight.ndim - 2
+def _free_rank(edit: Edit, frontier: Sequence[Node], inside: set[Node]) -> int | None:
+    """In how many spatial dimensions an edit may be proven at any size; None: at its own alone.
+
+    The one place that decides it: the pass says that the rewrite is exact for every size, it has
+    one input, and all of its operators mean the same at every size. Without a convolution (linear
+    layers and elementwise operators) any axis may be the channels.
+    """
+    calls = [node for node in inside if not is_constant(node)]
+    if not (edit.match.any_size and len(frontier) == 1 and calls):
+        return None
+    if not all(is_call(node, *_ANY_SIZE) for node in calls):
+        return None
+    weights = (_weight(node) for node in calls if is_call(node, *_CONVS))
+    return max((weight.ndim - 2 for weight in weights), default=None)
 
 
-def _needed(source: Node, inside: list[Node]) -> int:
+def _weight(conv: Node) -> Tensor:
+    return known_tensor(arguments(conv)["weight"])
+
+
+def _needed(source: Node, inside: set[Node]) -> int:
     """The smallest size of `source` from which every node inside has a result."""
     needed = dict.fromkeys([source, *inside], 1)
     for node in sorted(inside, reverse=True):
         size = needed[node]
         if is_call(node, *_CONVS):
-            bound = arguments(node)
-            size = max(_ints(bound["stride"])) * (size - 1) + _reach(bound)
+            bound, weight = arguments(node), _weight(node)
+            steps = ints(bound["dilation"], weight.ndim - 2)
+            taps = zip(steps, weight.shape[2:], strict=True)
+            reach = max(int(step) * (tap - 1) + 1 for step, tap in taps)  # dilation included
+            size = max(ints(bound["stride"])) * (size - 1) + reach
         for read in node.all_input_nodes:
             needed[read] = max(needed.get(read, 1), size)
     return needed[source]
-
-
-def _reach(bound: dict[str, Any]) -> int:
-    """The largest extent of a convolution's kernel, dilation included."""
-    weight = tensor(bound["weight"])
-    assert weight is not None
-    steps = _ints(bound["dilation"])
-    steps = steps * (weight.ndim - 2) if len(steps) == 1 else steps
-    return max(int(step) * (tap - 1) + 1 for step, tap in zip(steps, weight.shape[2:], strict=True))
-
-
-def _ints(given: Any) -> list[int]:
-    return list(given) if isinstance(given, list | tuple) else [given]
 
 
 def _draw(fake: Any, shape: tuple[int, ...], generator: torch.Generator) -> Any:

@@ -27,8 +27,7 @@ def relative_error(result: Any, reference: Any) -> float:
     if not reference.dtype.is_floating_point and not reference.is_complex():
         return float((result != reference).double().mean())
     result, reference = widen(result), widen(reference)
-    worst = float((result - reference).abs().max())
-    scale = float(reference.abs().max())
+    worst, scale = float((result - reference).abs().max()), float(reference.abs().max())
     if not (math.isfinite(worst) and math.isfinite(scale)):
         finite = reference.isfinite()
         if not torch.equal(finite, result.isfinite()) or not torch.equal(
@@ -37,8 +36,8 @@ def relative_error(result: Any, reference: Any) -> float:
             return math.inf
         if not finite.any():
             return 0.0
-        worst = float((result - reference)[finite].abs().max())
-        scale = float(reference[finite].abs().max())
+        result, reference = result[finite], reference[finite]
+        worst, scale = float((result - reference).abs().max()), float(reference.abs().max())
     return worst / scale if scale else worst
 
 
@@ -46,11 +45,10 @@ def absolute_error(result: Tensor, reference: Tensor) -> float:
     """max |result − reference|, 0 where both are NaN; infinite where shapes differ."""
     if result.shape != reference.shape:
         return math.inf
-    result, reference = (item.detach().cpu().to(_widest(item)) for item in (result, reference))
+    result, reference = (
+        item.detach().cpu().to(torch.complex128 if item.is_complex() else torch.float64)
+        for item in (result, reference)
+    )
     same = (result == reference) | (result.isnan() & reference.isnan())
     difference = (result - reference).abs().masked_fill(same, 0.0).nan_to_num(math.inf)
     return float(difference.max()) if difference.numel() else 0.0
-
-
-def _widest(item: Tensor) -> torch.dtype:
-    return torch.complex128 if item.is_complex() else torch.float64

@@ -34,6 +34,20 @@ class Parity:
     tolerance: float
     passed: bool
 
+    def checked(self) -> "Parity":
+        """The proof itself, if it holds.
+
+        Raises:
+            VerificationError: it does not; with the figures.
+        """
+        if self.passed:
+            return self
+        raise VerificationError(
+            f"the result disagrees with the model: under {self.provider} its relative error is "
+            f"{self.rel_error:.2e}, tolerated is {self.tolerance:.2e} (the original model's own "
+            f"is {self.baseline_rel_error:.2e})"
+        )
+
 
 def parity(
     captured: Captured,
@@ -135,11 +149,10 @@ def _resize(size: Any, step: Callable[[int], int], captured: Captured) -> int:
     for symbol in expression.free_symbols:
         example = int(size.node.shape_env.backed_var_to_val[symbol])
         bounds = captured.program.range_constraints.get(symbol)
-        larger, smaller = example + step(example), example - step(example)
-        if bounds is None or larger <= bounds.upper:
-            values[symbol] = larger
-        else:
-            values[symbol] = smaller if smaller >= bounds.lower else example
+        sizes = example + step(example), example - step(example), example
+        values[symbol] = next(
+            size for size in sizes if bounds is None or bounds.lower <= size <= bounds.upper
+        )
     return int(expression.subs(values))
 
 
@@ -151,17 +164,3 @@ def _resample(given: Tensor, shape: tuple[int, ...], generator: torch.Generator)
         return torch.randn(shape, generator=generator).to(given)
     chosen = torch.randint(0, max(1, flat.numel()), (count,), generator=generator)
     return flat[chosen].reshape(shape).to(given.device)
-
-
-def check_parity(proof: Parity) -> None:
-    """Raise unless the proof holds.
-
-    Raises:
-        VerificationError: with the figures.
-    """
-    if not proof.passed:
-        raise VerificationError(
-            f"the result disagrees with the model: under {proof.provider} its relative error is "
-            f"{proof.rel_error:.2e}, tolerated is {proof.tolerance:.2e} (the original model's own "
-            f"is {proof.baseline_rel_error:.2e})"
-        )
