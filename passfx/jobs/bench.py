@@ -4,7 +4,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,7 @@ class _Contestant:
 
     open: Callable[[], AbstractContextManager[Ready]]
     file: Path
+    error: float = 0.0
 
 
 @dataclass
@@ -186,27 +187,15 @@ class _Race:
             self._enter(f"{file} tuned", lambda: self._session(path, options))
 
     def run(self, peaks: Peaks) -> list[BenchRow]:
-        """Check those who take part, and race them; the rows in the order of entry."""
-        errors: dict[str, float] = {}
-        for name, entrant in self.entrants.items():
-            if isinstance(entrant, _Contestant):
-                try:
-                    with quiet(), entrant.open() as run:
-                        errors[name] = relative_error(list(run()), list(self.reference))
-                except Exception as error:
-                    self.entrants[name] = named_line(error)
-        ready = {
-            name: entrant
-            for name, entrant in self.entrants.items()
-            if isinstance(entrant, _Contestant)
-        }
+        """Race those who take part; the rows in the order of entry."""
         self.progress("race")
         timings = race(
-            {name: entrant.open for name, entrant in ready.items()},
+            {name: item.open for name, item in self.entrants.items() if not isinstance(item, str)},
             self.settings.seconds,
             alone=not self.target.is_gpu,
         )
-        batch = self.inputs[0].shape[0] if self.inputs and self.inputs[0].ndim else 1
+        shapes = [tuple(item.shape) for item in self.inputs]
+        batch = shapes[0][0] if shapes and shapes[0] else 1
         baseline = timings.get(PLAIN) or next(iter(timings.values()), None)
         rows = []
         for name, found in self.entrants.items():
@@ -215,29 +204,27 @@ class _Race:
                 continue
             timing = timings[name]
             p50, p90, p99 = (1000 * timing.percentile(q) for q in (50, 90, 99))
-            shapes = [tuple(item.shape) for item in self.inputs]
             rows.append(
                 BenchRow(
-                    name,
-                    batch,
-                    p50,
-                    p90,
-                    p99,
+                    *(name, batch, p50, p90, p99),
                     throughput=batch / timing.median,
                     speedup=speedup(baseline, timing),
                     roofline=ideal_seconds(found.file, shapes, peaks) / timing.median,
-                    rel_error=errors[name],
+                    rel_error=found.error,
                     runs=timing.runs,
                 )
             )
         return rows
 
     def _enter(self, name: str, build: Callable[[], _Contestant]) -> None:
-        """Prepare a contestant; where that fails, the others go on."""
+        """Prepare and check a contestant; where that fails, the others go on."""
         self.progress(name)
         try:
             with quiet():
-                self.entrants[name] = build()
+                built = build()
+                with built.open() as run:
+                    error = relative_error(list(run()), list(self.reference))
+            self.entrants[name] = replace(built, error=error)
         except Exception as error:
             self.entrants[name] = named_line(error)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from passfx.runtime.tune import Tuned
 
 _KEPT_LINES = 10
+_CELLS = {
+    **dict.fromkeys(("p50", "p90", "p99"), ".3f"),
+    **{"throughput": ".1f", "speedup": ".2f", "roofline": ".0%", "rel_error": ".1e"},
+}
 
 
 def print_conversion(console: Console, report: Report) -> None:
@@ -86,13 +90,11 @@ def print_tuning(console: Console, tuned: "Tuned", written: Sequence[Path]) -> N
     )  # fmt: skip
     previous = None
     for row in tuned.results:
-        axis = "" if row.axis == previous else row.axis
-        previous = row.axis
-        if row.refused is not None:
-            table.add_row(axis, row.candidate, str(row.batch), "refused", "", row.refused)
-            continue
+        cells = ["refused", "", str(row.refused)]
+        if row.refused is None:
+            cells = [f"{row.milliseconds:.3f}", f"{row.speedup:.2f}", f"{row.rel_error:.1e}"]
         is_kept = row.axis == "confirm" and row.candidate == str(tuned.chosen)
-        cells = [f"{row.milliseconds:.3f}", f"{row.speedup:.2f}", f"{row.rel_error:.1e}"]
+        axis, previous = "" if row.axis == previous else row.axis, row.axis
         style = "bold green" if is_kept else ""
         table.add_row(axis, row.candidate, str(row.batch), *cells, style=style)
     console.print(table)
@@ -114,10 +116,8 @@ def print_bench(console: Console, report: BenchReport) -> None:
         if previous not in (None, row.batch):
             table.add_section()
         previous = row.batch
-        if row.failed is not None:
-            table.add_row(row.name, str(row.batch), "failed", *[""] * 5, row.failed)
-            continue
-        table.add_row(row.name, str(row.batch), *bench_cells(row))
+        cells = bench_cells(row) if row.failed is None else ["failed", *[""] * 5, row.failed]
+        table.add_row(row.name, str(row.batch), *cells)
     console.print(table)
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     peaks = ", ".join(
@@ -131,16 +131,7 @@ def print_bench(console: Console, report: BenchReport) -> None:
 
 def bench_cells(row: BenchRow) -> list[str]:
     """The figures of a row that did not fail."""
-    assert row.throughput is not None and row.roofline is not None
-    return [
-        f"{row.p50:.3f}",
-        f"{row.p90:.3f}",
-        f"{row.p99:.3f}",
-        f"{row.throughput:.1f}",
-        f"{row.speedup:.2f}",
-        f"{row.roofline:.0%}",
-        f"{row.rel_error:.1e}",
-    ]
+    return [format(getattr(row, name), spec) for name, spec in _CELLS.items()]
 
 
 def _figures(*headings: str, titled: str) -> Table:
@@ -173,20 +164,18 @@ def _cost_table(report: Report) -> Table:
     table.add_column("")
     for heading in ("before", "after"):
         table.add_column(heading, justify="right")
-    for name in sorted(
-        {*before.ops, *after.ops}, key=lambda name: (-before.ops.get(name, 0), name)
-    ):
-        _add_row(table, name, str(before.ops.get(name, 0)), str(after.ops.get(name, 0)))
-    table.add_section()
-    _add_row(table, "operators", str(before.nodes), str(after.nodes))
-    _add_row(table, "MACs", format_count(before.macs), format_count(after.macs))
-    _add_row(table, "parameters", format_count(before.params), format_count(after.params))
-    _add_row(table, "weights", format_bytes(before.weight_bytes), format_bytes(after.weight_bytes))
+    rows: list[tuple[str, Any, Any]] = list(report.operators)
+    rows += [
+        ("operators", before.nodes, after.nodes),
+        ("MACs", format_count(before.macs), format_count(after.macs)),
+        ("parameters", format_count(before.params), format_count(after.params)),
+        ("weights", format_bytes(before.weight_bytes), format_bytes(after.weight_bytes)),
+    ]
+    for name, old, new in rows:
+        if name == "operators":
+            table.add_section()
+        table.add_row(name, str(old), Text(str(new), "bold green" if new != old else ""))
     return table
-
-
-def _add_row(table: Table, name: str, before: str, after: str) -> None:
-    table.add_row(name, before, Text(after, "bold green" if after != before else ""))
 
 
 def _shortcut_line(report: Report) -> str:

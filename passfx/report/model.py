@@ -33,6 +33,13 @@ class Report:
         """The ONNX operator set of the file."""
         return self.onnx.opset if self.onnx else None
 
+    @property
+    def operators(self) -> list[tuple[str, int, int]]:
+        """Each operator, and how often it occurs before and after; the most frequent first."""
+        before, after = self.before.ops, self.after.ops
+        names = sorted({*before, *after}, key=lambda name: (-before.get(name, 0), name))
+        return [(name, before.get(name, 0), after.get(name, 0)) for name in names]
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values; the keys are stable."""
         fields = {"passfx": __version__, **dataclasses.asdict(self), "opset": self.opset}
