@@ -111,10 +111,8 @@ def _run_pass(item: Pass, graph_module: GraphModule, proof: Certify) -> PassRepo
     rewrites, refusals = editor.rewrites, editor.refusals
     failure = structural_failure(before, graph_module.graph)
     if failure is not None:
-        rewrites, refusals = (
-            [],
-            [*refusals, Refusal("output", "", f"the pass was undone: {failure}")],
-        )
+        undone = Refusal("output", "", f"the pass was undone: {failure}")
+        rewrites, refusals = [], [*refusals, undone]
         graph_module.graph = before
     editor.finish()
     seconds = time.perf_counter() - started
@@ -138,11 +136,10 @@ def structural_failure(before: Graph, after: Graph) -> str | None:
         after.lint()
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    inputs = [
-        [node.name for node in graph.nodes if node.op == "placeholder"] for graph in (before, after)
-    ]
-    if inputs[0] != inputs[1]:
-        return f"the inputs were {inputs[0]}, now {inputs[1]}"
+    placeholders = (graph.find_nodes(op="placeholder") for graph in (before, after))
+    given, now = ([node.name for node in nodes] for nodes in placeholders)
+    if given != now:
+        return f"the inputs were {given}, now {now}"
     old, new = (graph.output_node().args[0] for graph in (before, after))
     assert isinstance(old, list | tuple) and isinstance(new, list | tuple)
     if len(old) != len(new):

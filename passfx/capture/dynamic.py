@@ -65,8 +65,8 @@ def _widen(item: Any, dims: Any, found: Dims) -> Any:
 
 def dim_names(graph_module: GraphModule, inputs: list[Any], dims: Dims) -> dict[str, str]:
     """A `Dim`'s own name; "batch" for an unnamed first axis, "NAME_AXIS" for another one."""
-    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     names: dict[str, str] = {}
+    placeholders = graph_module.graph.find_nodes(op="placeholder")
     for node, given in zip(placeholders, inputs, strict=True):
         for item, axis, dim in dims:
             size = node.meta["val"].shape[axis] if item is given else None

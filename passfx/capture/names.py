@@ -11,11 +11,8 @@ from passfx.graph.query import tensor
 
 def input_names(graph_module: GraphModule) -> tuple[str, ...]:
     """The parameters of `forward` that are tensors."""
-    return tuple(
-        str(node.target)
-        for node in graph_module.graph.nodes
-        if node.op == "placeholder" and tensor(node) is not None
-    )
+    placeholders = graph_module.graph.find_nodes(op="placeholder")
+    return tuple(str(node.target) for node in placeholders if tensor(node) is not None)
 
 
 def output_names(graph_module: GraphModule, taken: Sequence[str]) -> tuple[str, ...]:

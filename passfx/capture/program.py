@@ -32,7 +32,7 @@ from passfx.capture.functional import (
 )
 from passfx.capture.names import input_names, output_names
 from passfx.errors import CaptureError, named_line, quiet
-from passfx.graph.query import dtype_name
+from passfx.graph.query import dtype_name, tensors
 from passfx.record import PassReport
 
 
@@ -68,7 +68,7 @@ class Captured:
     @property
     def placeholders(self) -> list[Node]:
         """The graph's inputs, tensors and others, in the order of `flat_inputs`."""
-        return [node for node in self.graph_module.graph.nodes if node.op == "placeholder"]
+        return list(self.graph_module.graph.find_nodes(op="placeholder"))
 
     @property
     def results(self) -> list[Any]:
@@ -113,21 +113,21 @@ def capture(
             dynamic_shapes = dynamic_shapes.dynamic_shapes(model, *inputs)
         inputs = widen_dynamic(model, *_distinct(model, *inputs), dynamic_shapes, dims)
         program = _export(model, *inputs, dynamic_shapes)
-    traced = program
+    name, traced = type(model).__name__, program.graph
     with quiet():
-        program = functionalize(program, type(model).__name__)
-        refuse_mutation(program, type(model).__name__)
+        program = functionalize(program, name)
+        refuse_mutation(program, name)
         graph_module = unlift(program)
-    refuse_random(graph_module, type(model).__name__)
-    names = input_names(graph_module)
+    refuse_random(graph_module, name)
+    taken = input_names(graph_module)
     return Captured(
         graph_module,
         program,
         *inputs,
-        names,
-        output_names(graph_module, names),
+        taken,
+        output_names(graph_module, taken),
         dim_names(graph_module, pytree.tree_leaves(inputs), dims),
-        find_dead_code(traced.graph, program.graph),
+        find_dead_code(traced, program.graph),
     )
 
 
@@ -184,9 +184,8 @@ def _explain(
     error: Exception, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> str:
     """One sentence: what failed, at which line of the user's code, on which inputs."""
-    name = type(model).__name__
-    reason = named_line(error)
-    at = f" at {_user_line(error)}" if _user_line(error) else ""
+    name, reason, line = type(model).__name__, named_line(error), _user_line(error)
+    at = f" at {line}" if line else ""
     try:
         with _eval_mode(model), torch.no_grad():
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -194,8 +193,7 @@ def _explain(
     except Exception:
         shapes = [
             f"{dtype_name(item.dtype)} {'x'.join(map(str, item.shape)) or 'scalar'}"
-            for item in pytree.tree_leaves((args, kwargs))
-            if isinstance(item, torch.Tensor)
+            for item in tensors(pytree.tree_leaves((args, kwargs)))
         ]
         return f"{name} itself fails on inputs of {', '.join(shapes)}{at}: {reason}"
     advice = ""

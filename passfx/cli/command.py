@@ -48,7 +48,7 @@ class Command(click.Command):
         debug = context.params.pop("debug")
         try:
             super().invoke(context)
-        except click.ClickException:
+        except (click.ClickException, BrokenPipeError):
             raise
         except Exception as error:
             if debug:

@@ -1,5 +1,6 @@
 """`passfx`: the group of commands."""
 
+import os
 import sys
 from typing import Any
 
@@ -28,6 +29,9 @@ class _Commands(click.Group):
             command = error.ctx.command_path if error.ctx else "passfx"
             click.echo(f"error: {message[:1].lower()}{message[1:]}; see {command} --help", err=True)
             sys.exit(2)
+        except BrokenPipeError:  # `passfx passes | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         except click.Abort:
             sys.exit(130)  # as the shell counts an interrupted command
 

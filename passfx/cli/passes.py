@@ -4,24 +4,31 @@ from typing import Any
 
 import click
 
-from passfx.cli.command import command
+from passfx.cli.command import command, option
+from passfx.errors import SourceError
+
+_NAME = click.Argument(["name"], required=False)
+_MARKDOWN = option("--markdown", is_flag=True, help="Explain all of them, as one Markdown page.")
 
 
-@command(click.Argument(["name"], required=False))
-def passes(name: str | None) -> None:
+@command(_NAME, _MARKDOWN)
+def passes(name: str | None, markdown: bool) -> None:
     """List the passes in their order, or explain the one called NAME."""
-    from passfx.errors import SourceError
     from passfx.export.passes import FILE_PASSES
     from passfx.passes import PASSES
     from passfx.passes.base import explanation, summary
 
     both: tuple[Any, ...] = (*PASSES, *FILE_PASSES)
     kinds = {kind.name: kind for kind in both}
-    if name is not None:
-        if name not in kinds:
-            raise SourceError(f"there is no pass {name!r}; the passes are {', '.join(kinds)}")
+    if name is not None and name not in kinds:
+        raise SourceError(f"there is no pass {name!r}; the passes are {', '.join(kinds)}")
+    if markdown:
+        click.echo("# The passes, in the order in which they run\n")
+        click.echo("Made by `passfx passes --markdown > docs/passes.md`.")
+        for known, kind in kinds.items():
+            click.echo(f"\n## {known}\n\n{explanation(kind)}")
+    elif name is not None:
         click.echo(f"{name}\n\n{explanation(kinds[name])}")
-        return
-    width = max(map(len, kinds))
-    for known, kind in kinds.items():
-        click.echo(f"{known:<{width}}  {summary(kind)}")
+    else:
+        for known, kind in kinds.items():
+            click.echo(f"{known:<{max(map(len, kinds))}}  {summary(kind)}")

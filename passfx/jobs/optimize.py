@@ -10,6 +10,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from passfx.analysis.cost import graph_cost
 from passfx.analysis.shortcuts import Shortcut
 from passfx.capture.guard import InputCheck
 from passfx.capture.program import Captured, capture
@@ -17,7 +18,7 @@ from passfx.export.settings import ExportSettings
 from passfx.graph.evaluate import run_flat
 from passfx.graph.query import tensors
 from passfx.pipeline import Plan, Progress, optimize_graph, silent
-from passfx.report.build import captured_report, rewritten_report, timed
+from passfx.report.build import captured_report, timed
 from passfx.report.model import Report
 from passfx.source.load import load_source
 from passfx.source.spec import SourceSpec
@@ -184,7 +185,8 @@ def optimize_source(spec: SourceSpec, plan: Plan, progress: Progress = silent) -
             found.captured, plan.passes, verify=plan.verify, progress=progress
         )
     InputCheck.of(found.captured, module).attach(module)
-    report = rewritten_report(found.report, module, passes, seconds)
+    after = graph_cost(module)
+    report = replace(found.report, after=after, passes=passes, seconds=seconds)
     return replace(found, module=module, report=report)
 
 

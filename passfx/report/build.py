@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
 
 from passfx.analysis.cost import graph_cost
 from passfx.analysis.shortcuts import find_shortcuts
@@ -47,13 +46,6 @@ def captured_report(
         onnx=None,
         seconds=seconds,
     )
-
-
-def rewritten_report(
-    report: Report, module: GraphModule, passes: tuple[PassReport, ...], seconds: dict[str, float]
-) -> Report:
-    """The report after the passes."""
-    return replace(report, after=graph_cost(module), passes=passes, seconds=seconds)
 
 
 def file_report(
