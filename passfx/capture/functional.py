@@ -20,6 +20,8 @@ from passfx.record import PassReport, Rewrite
 
 aten = torch.ops.aten
 
+_BATCH_NORMS = (aten._native_batch_norm_legit_no_training, aten._native_batch_norm_legit)
+
 
 def functionalize(program: ExportedProgram, model: str) -> ExportedProgram:
     """The program without in-place operators; `model` is what errors call it.
@@ -68,16 +70,13 @@ def unlift(program: ExportedProgram) -> GraphModule:
     for node in reversed(graph_module.graph.nodes):
         if is_call(node, aten.copy_):
             node.replace_all_uses_with(node.args[1])
-        if is_call(node, aten._assert_tensor_metadata, aten.copy_) or (
-            node.op == "get_attr" and not node.users
-        ):
+        is_unused = node.op == "get_attr" and not node.users
+        if is_unused or is_call(node, aten._assert_tensor_metadata, aten.copy_):
             graph_module.graph.erase_node(node)
     for node in list(graph_module.graph.nodes):
         if is_constant(node):
             node.meta["val"] = node.meta["val"].detach()
-        elif is_call(
-            node, aten._native_batch_norm_legit_no_training, aten._native_batch_norm_legit
-        ):
+        elif is_call(node, *_BATCH_NORMS):
             _use_batch_norm(node)
         elif is_call(node, aten.view, aten._unsafe_view) and node.target != aten.view.dtype:
             node.target = aten.reshape.default

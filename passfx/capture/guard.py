@@ -1,8 +1,9 @@
 """What a captured graph takes: a check of every call."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch.utils import _pytree as pytree
 from passfx.capture.program import Captured
 from passfx.graph.query import value
 
+_Check = Callable[[Any], None]
+
 
 @dataclass(frozen=True)
 class InputCheck:
@@ -21,13 +24,13 @@ class InputCheck:
     Attributes:
         parameters: of the graph's `forward`; the first `positional` of them are given by place.
         spec: how the inputs are nested.
-        expected: each flat input; None for a number that may vary.
+        expected: a check of each flat input; None for a number that may vary.
     """
 
     parameters: tuple[str, ...]
     positional: int
     spec: pytree.TreeSpec
-    expected: tuple["_TensorInput | _FixedInput | None", ...]
+    expected: tuple[_Check | None, ...]
 
     @classmethod
     def of(cls, captured: Captured, module: GraphModule) -> "InputCheck":
@@ -61,52 +64,36 @@ class InputCheck:
             raise ValueError("the inputs are nested in another way than the example inputs were")
         for item, expected in zip(flat, self.expected, strict=True):
             if expected is not None:
-                expected.check(item)
+                expected(item)
 
 
-@dataclass(frozen=True)
-class _TensorInput:
-    """A tensor; a size that may vary is None."""
+def _expected(node: Node) -> _Check | None:
+    given = value(node)
+    if isinstance(given, torch.Tensor):
+        sizes = [size if isinstance(size, int) else None for size in given.shape]
+        return partial(_check_tensor, node.name, given.dtype, sizes)
+    return None if isinstance(given, torch.SymInt) else partial(_check_fixed, node.name, given)
 
-    name: str
-    dtype: torch.dtype
-    sizes: tuple[int | None, ...]
 
-    def check(self, item: Any) -> None:
-        if not isinstance(item, torch.Tensor):
-            raise ValueError(f"input {self.name} must be a tensor, not {item!r}")
-        if item.dtype != self.dtype or not self._fits(item.shape):
-            shape = ", ".join("any" if size is None else str(size) for size in self.sizes)
-            raise ValueError(
-                f"input {self.name} must be {self.dtype} [{shape}], not {item.dtype} "
-                f"{list(item.shape)}; sizes that vary are declared with dynamic_shapes"
-            )
-
-    def _fits(self, shape: Sequence[int]) -> bool:
-        return len(shape) == len(self.sizes) and all(
-            wanted in (None, size) for size, wanted in zip(shape, self.sizes, strict=True)
+def _check_tensor(name: str, dtype: torch.dtype, sizes: Sequence[int | None], item: Any) -> None:
+    """A size that may vary is None."""
+    if not isinstance(item, torch.Tensor):
+        raise ValueError(f"input {name} must be a tensor, not {item!r}")
+    fits = len(item.shape) == len(sizes) and all(
+        wanted in (None, size) for size, wanted in zip(item.shape, sizes, strict=True)
+    )
+    if item.dtype != dtype or not fits:
+        shape = ", ".join("any" if size is None else str(size) for size in sizes)
+        raise ValueError(
+            f"input {name} must be {dtype} [{shape}], not {item.dtype} {list(item.shape)}; "
+            "sizes that vary are declared with dynamic_shapes"
         )
 
 
-@dataclass(frozen=True)
-class _FixedInput:
-    """A value that is no tensor and became part of the graph."""
-
-    name: str
-    value: Any
-
-    def check(self, item: Any) -> None:
-        if isinstance(item, torch.Tensor) or item != self.value:
-            given = "a tensor" if isinstance(item, torch.Tensor) else repr(item)
-            raise ValueError(
-                f"input {self.name} must be {self.value!r}, with which the model was captured, "
-                f"not {given}"
-            )
-
-
-def _expected(node: Node) -> _TensorInput | _FixedInput | None:
-    given = value(node)
-    if isinstance(given, torch.Tensor):
-        sizes = tuple(size if isinstance(size, int) else None for size in given.shape)
-        return _TensorInput(node.name, given.dtype, sizes)
-    return None if isinstance(given, torch.SymInt) else _FixedInput(node.name, given)
+def _check_fixed(name: str, expected: Any, item: Any) -> None:
+    """The value is no tensor and became part of the graph."""
+    if isinstance(item, torch.Tensor) or item != expected:
+        given = "a tensor" if isinstance(item, torch.Tensor) else repr(item)
+        raise ValueError(
+            f"input {name} must be {expected!r}, with which the model was captured, not {given}"
+        )

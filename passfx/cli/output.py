@@ -27,13 +27,13 @@ class Output:
         self._html_path = html_path
         self._quiet = quiet
         self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
-        to_stderr = json_path == "-"
+        is_alone = json_path == "-"
         self.console = Console(
-            stderr=to_stderr, quiet=quiet, highlight=False, markup=False, soft_wrap=True
+            stderr=is_alone, quiet=quiet, highlight=False, markup=False, soft_wrap=True
         )
         if not self.console.is_terminal:
             self.console.width = _FILE_WIDTH
-        for path in (json_path if json_path != "-" else None, html_path):
+        for path in (None if is_alone else json_path, html_path):
             if path is not None:
                 check_writable(Path(path))
 

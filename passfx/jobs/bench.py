@@ -2,8 +2,8 @@
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -231,10 +231,9 @@ class _Race:
     def _session(self, path: Path, options: Options) -> _Contestant:
         inputs = [item.to(self.place) for item in self.inputs]
 
-        @contextmanager
-        def opened() -> Iterator[Ready]:
+        def opened() -> AbstractContextManager[Ready]:
             session = Session(path, options, device=self.settings.device)
-            yield lambda: session.run(inputs)
+            return nullcontext(lambda: session.run(inputs))
 
         return _Contestant(opened, path)
 
@@ -269,18 +268,14 @@ class _Race:
         run = prepare(model.to(self.place))
         args, kwargs = place(args), place(kwargs)
 
-        @contextmanager
-        def opened() -> Iterator[Ready]:
-            def once() -> Sequence[Tensor]:
-                with torch.inference_mode():
-                    results = tensors(pytree.tree_leaves(run(*args, **kwargs)))
-                if self.target.is_gpu:
-                    torch.cuda.synchronize(self.place)
-                return results
+        def once() -> Sequence[Tensor]:
+            with torch.inference_mode():
+                results = tensors(pytree.tree_leaves(run(*args, **kwargs)))
+            if self.target.is_gpu:
+                torch.cuda.synchronize(self.place)
+            return results
 
-            yield once
-
-        return opened
+        return lambda: nullcontext(once)
 
 
 def _batched(item: Any, *, batch: int | None) -> Any:
