@@ -5,6 +5,8 @@ import platform
 
 import click
 
+from passfx.target import CUDA
+
 _PACKAGES = (
     ("torch", "pip install torch"),
     ("onnx", "pip install onnx"),
@@ -51,6 +53,6 @@ def _runtime_rows() -> list[tuple[str, str, str]]:
     except ImportError as error:
         return [*rows, ("providers", "none", f"onnxruntime does not import: {error}")]
     providers = onnxruntime.get_available_providers()
-    lacking = bool(gpu) and "CUDAExecutionProvider" not in providers
+    lacking = bool(gpu) and CUDA.provider not in providers
     advice = "the CUDA provider is missing: pip install 'passfx[gpu]'" if lacking else ""
     return [*rows, ("providers", ", ".join(providers), advice)]

@@ -13,6 +13,7 @@ from passfx.jobs.optimize import optimize_source
 from passfx.pipeline import Plan, Progress, silent
 from passfx.report.model import Report
 from passfx.source.spec import SourceSpec
+from passfx.target import CPU
 
 
 def convert(
@@ -27,7 +28,7 @@ def convert(
     dynamic_batch: bool = False,
     dynamic_axes: Mapping[str, Sequence[int]] | None = None,
     dynamic_shapes: Any = None,
-    target: str = "cpu",
+    target: str = CPU.name,
     precision: str = "fp32",
     opset: int = 20,
     epilogues: bool | None = None,

@@ -124,7 +124,7 @@ def optimize(
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
-    target: str = "cpu",
+    target: str = CPU.name,
     skip: Collection[str] = (),
     only: Collection[str] | None = None,
     verify: bool = True,
