@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import reduce
 from typing import Any, cast
 
 import torch
@@ -11,10 +12,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 Size = int | torch.SymInt
 
-aten = torch.ops.aten
-CONVS = (aten.conv1d, aten.conv2d, aten.conv3d)
-TRANSPOSED_CONVS = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
-
+_PARAMETERS = ("weight", "bias", "running_mean", "running_var")
 _CANONICAL_NAMES = {
     "_native_batch_norm_legit_no_training": "batch_norm",
     "_native_batch_norm_legit": "batch_norm",
@@ -51,15 +49,16 @@ def op_name(node: Node) -> str:
 def arguments(node: Node) -> dict[str, Any]:
     """Every argument of an operator call by its schema name, defaults filled in."""
     target = cast(torch._ops.OpOverload, node.target)
-    bound = {}
-    for position, argument in enumerate(target._schema.arguments):
-        if position < len(node.args):
-            bound[argument.name] = node.args[position]
-        elif argument.name in node.kwargs:
-            bound[argument.name] = node.kwargs[argument.name]
-        else:
-            bound[argument.name] = argument.default_value
-    return bound
+    schema = target._schema.arguments
+    bound = {argument.name: argument.default_value for argument in schema} | node.kwargs
+    names = [argument.name for argument in schema]
+    return bound | dict(zip(names, node.args, strict=False))
+
+
+def parameters(node: Node) -> list[Any]:
+    """The weight, bias and statistics that a layer or norm is given, those that it has."""
+    bound = arguments(node)
+    return [bound[name] for name in _PARAMETERS if bound.get(name) is not None]
 
 
 def value(node: Any) -> Any:
@@ -96,9 +95,14 @@ def ints(given: Any, count: int = 1) -> tuple[int, ...]:
     return items * count if len(items) == 1 else items
 
 
-def elements(item: torch.Tensor) -> int:
-    """How many elements a tensor has, at the example's sizes."""
-    return math.prod(map(hint, item.shape))
+def elements(node: Any) -> int:
+    """The number of elements of a node's tensor, at the example's sizes."""
+    return math.prod(map(hint, known_tensor(node).shape))
+
+
+def nbytes(node: Any) -> int:
+    """The bytes of a node's tensor, at the example's sizes."""
+    return elements(node) * known_tensor(node).element_size()
 
 
 def hint(size: Size) -> int:
@@ -136,10 +140,7 @@ def is_constant(node: Any) -> bool:
 
 def attribute(module: torch.nn.Module, target: str) -> Any:
     """The object that a dotted `get_attr` target names."""
-    found: Any = module
-    for part in target.split("."):
-        found = getattr(found, part)
-    return found
+    return reduce(getattr, target.split("."), module)
 
 
 def constant(node: Node) -> torch.Tensor:
@@ -175,6 +176,22 @@ def module_path(node: Node) -> str:
     stack = node.meta.get("nn_module_stack")
     path = list(stack.values())[-1][0] if stack else ""
     return str(path).split("@")[0].removeprefix("L['self'].").removeprefix("L__self__.")
+
+
+def beside(node: Node, name: str) -> str:
+    """The path of a tensor of this name in the module that the node was traced in."""
+    path = module_path(node)
+    return f"{path}.{name}" if path else name
+
+
+def reached(start: Node, step: Callable[[Node], Iterable[Node]]) -> list[Node]:
+    """`start` and every node that repeated steps from it lead to, in topological order."""
+    found, pending = {start}, [start]
+    while pending:
+        new = set(step(pending.pop())) - found
+        found |= new
+        pending += new
+    return sorted(found)
 
 
 def source_line(node: Node) -> str | None:

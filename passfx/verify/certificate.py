@@ -10,9 +10,8 @@ from torch.fx import Node
 
 from passfx.graph.editor import Certificate, Edit
 from passfx.graph.evaluate import evaluate, widen
+from passfx.graph.ops import CONVS, TRANSPOSED_CONVS
 from passfx.graph.query import (
-    CONVS,
-    TRANSPOSED_CONVS,
     arguments,
     constant,
     hint,
