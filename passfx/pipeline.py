@@ -9,7 +9,8 @@ from torch.fx import Graph, GraphModule
 from passfx.capture.program import Captured
 from passfx.errors import PassError, SourceError, named_line
 from passfx.graph.editor import Certificate, Certify
-from passfx.graph.query import same_sizes, tensor
+from passfx.graph.query import tensor
+from passfx.graph.shapes import same_sizes
 from passfx.passes import PASSES, Pass
 from passfx.record import PassReport, Refusal
 from passfx.target import CPU, Target, find_target

@@ -17,15 +17,13 @@ from passfx.graph import ops
 from passfx.graph.query import (
     arguments,
     constant,
-    elements,
-    ints,
     is_call,
     is_constant,
-    known_tensor,
     op_name,
     parameters,
     tensor,
 )
+from passfx.graph.shapes import elements, ints, known_tensor
 from passfx.target import Profile
 
 aten = torch.ops.aten

@@ -9,19 +9,8 @@ from torch.fx import GraphModule, Node
 
 from passfx.algebra.geometry import Geometry
 from passfx.graph import ops
-from passfx.graph.query import (
-    arguments,
-    constant,
-    elements,
-    hint,
-    is_call,
-    is_constant,
-    known_tensor,
-    nbytes,
-    op_name,
-    operators,
-    tensor,
-)
+from passfx.graph.query import arguments, constant, is_call, is_constant, op_name, operators, tensor
+from passfx.graph.shapes import elements, hint, known_tensor, nbytes
 from passfx.target import Profile
 
 aten = torch.ops.aten

@@ -14,7 +14,8 @@ from torch.fx import Node
 from passfx.algebra.channel import ChannelAffine
 from passfx.algebra.conv import Conv, cat, identity
 from passfx.algebra.geometry import Axis, Geometry
-from passfx.graph.query import known_tensor, tensor
+from passfx.graph.query import tensor
+from passfx.graph.shapes import known_tensor
 
 
 @dataclass(frozen=True)

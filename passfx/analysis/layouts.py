@@ -9,7 +9,8 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from passfx.graph import ops
-from passfx.graph.query import arguments, is_call, known_tensor, same_sizes, same_type
+from passfx.graph.query import arguments, is_call
+from passfx.graph.shapes import known_tensor, same_sizes, same_type
 
 aten = torch.ops.aten
 

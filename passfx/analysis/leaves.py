@@ -18,17 +18,13 @@ from passfx.graph.query import (
     arguments,
     constant,
     dtype_name,
-    ints,
     is_call,
     is_constant,
-    known_tensor,
     op_name,
     parameters,
-    same_type,
     tensor,
-    tensors,
-    value,
 )
+from passfx.graph.shapes import dtypes, ints, known_tensor, same_type
 
 aten = torch.ops.aten
 
@@ -45,10 +41,7 @@ def read(node: Node) -> tuple[Form, ...] | str:
     out = tensor(node)
     if leaf is None or out is None:
         return ()
-    bound, types = (
-        arguments(node),
-        {fake.dtype for fake in (out, *tensors(map(value, node.all_input_nodes)))},
-    )
+    bound, types = arguments(node), dtypes((node, *node.all_input_nodes))
     if is_call(node, *ops.LAYERS, aten.batch_norm):
         if bound.get("training"):
             return "it normalises with the statistics of the batch"

@@ -24,7 +24,8 @@ from passfx.analysis import leaves
 from passfx.analysis.cost import form_seconds, node_seconds
 from passfx.analysis.forms import Form, add, compose, identity_form, ranks, spatial_sizes, stack
 from passfx.graph import ops
-from passfx.graph.query import arguments, is_call, is_constant, known_tensor, same_sizes, same_type
+from passfx.graph.query import arguments, is_call, is_constant
+from passfx.graph.shapes import known_tensor, same_sizes, same_type
 from passfx.target import Profile
 
 aten = torch.ops.aten

@@ -16,16 +16,8 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from passfx.graph import ops
-from passfx.graph.query import (
-    arguments,
-    is_call,
-    module_path,
-    op_name,
-    reached,
-    same_type,
-    tensor,
-    value,
-)
+from passfx.graph.query import arguments, is_call, module_path, op_name, reached, tensor, value
+from passfx.graph.shapes import same_type
 
 aten = torch.ops.aten
 

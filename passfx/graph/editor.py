@@ -20,13 +20,20 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
-from passfx.graph.query import attribute, is_constant, module_path, same_type, tensor, value
+from passfx.graph.query import attribute, is_constant, module_path, tensor, value
+from passfx.graph.shapes import same_type
 from passfx.record import Refusal, Rewrite
 
 
 def refuse(node: Node, reason: str) -> Refusal:
     """A refusal at `node`."""
     return Refusal(node.name, module_path(node), reason)
+
+
+def beside(node: Node, name: str) -> str:
+    """The path of a tensor of this name in the module that the node was traced in."""
+    path = module_path(node)
+    return f"{path}.{name}" if path else name
 
 
 @dataclass(frozen=True)

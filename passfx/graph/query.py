@@ -1,6 +1,5 @@
-"""Read-only questions about a captured graph: shapes, dtypes, constants, arguments, names."""
+"""Read-only questions about the nodes of a captured graph: values, constants, arguments, names."""
 
-import math
 import re
 from collections.abc import Callable, Iterable
 from functools import reduce
@@ -8,9 +7,6 @@ from typing import Any, cast
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-Size = int | torch.SymInt
 
 _PARAMETERS = ("weight", "bias", "running_mean", "running_var")
 _CANONICAL_NAMES = {
@@ -72,13 +68,6 @@ def tensor(node: Any) -> torch.Tensor | None:
     return fake if isinstance(fake, torch.Tensor) else None
 
 
-def known_tensor(node: Any) -> torch.Tensor:
-    """The fake tensor of a node that must have one."""
-    fake = tensor(node)
-    assert fake is not None
-    return fake
-
-
 def tensors(values: Iterable[Any]) -> list[torch.Tensor]:
     """The tensors among some values, which are inputs or results of a graph."""
     return [item for item in values if isinstance(item, torch.Tensor)]
@@ -87,50 +76,6 @@ def tensors(values: Iterable[Any]) -> list[torch.Tensor]:
 def dtype_name(dtype: torch.dtype) -> str:
     """A dtype as torch names it: "float32"."""
     return str(dtype).removeprefix("torch.")
-
-
-def ints(given: Any, count: int = 1) -> tuple[int, ...]:
-    """An argument that is a number, or one for each of `count` dimensions."""
-    items = tuple(given) if isinstance(given, list | tuple) else (given,)
-    return items * count if len(items) == 1 else items
-
-
-def elements(node: Any) -> int:
-    """The number of elements of a node's tensor, at the example's sizes."""
-    return math.prod(map(hint, known_tensor(node).shape))
-
-
-def nbytes(node: Any) -> int:
-    """The bytes of a node's tensor, at the example's sizes."""
-    return elements(node) * known_tensor(node).element_size()
-
-
-def hint(size: Size) -> int:
-    """A size as a number: for a dynamic one, that of the captured example."""
-    if isinstance(size, int):
-        return size
-    example: Any = size.node.hint
-    return int(example)
-
-
-def same_sizes(a: Iterable[Size], b: Iterable[Size]) -> bool:
-    """Whether two shapes agree for every size that a dynamic dimension may take."""
-    a, b = tuple(a), tuple(b)
-    return len(a) == len(b) and all(
-        statically_known_true(x == y) for x, y in zip(a, b, strict=True)
-    )
-
-
-def same_type(a: Any, b: Any) -> bool:
-    """Whether two nodes hold tensors of provably equal shape, dtype and device."""
-    x, y = tensor(a), tensor(b)
-    return (
-        x is not None
-        and y is not None
-        and x.dtype == y.dtype
-        and x.device == y.device
-        and same_sizes(x.shape, y.shape)
-    )
 
 
 def is_constant(node: Any) -> bool:
@@ -176,12 +121,6 @@ def module_path(node: Node) -> str:
     stack = node.meta.get("nn_module_stack")
     path = list(stack.values())[-1][0] if stack else ""
     return str(path).split("@")[0].removeprefix("L['self'].").removeprefix("L__self__.")
-
-
-def beside(node: Node, name: str) -> str:
-    """The path of a tensor of this name in the module that the node was traced in."""
-    path = module_path(node)
-    return f"{path}.{name}" if path else name
 
 
 def reached(start: Node, step: Callable[[Node], Iterable[Node]]) -> list[Node]:

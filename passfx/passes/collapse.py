@@ -10,8 +10,9 @@ from torch.fx import Graph, Node
 from passfx.algebra.conv import Conv
 from passfx.analysis.regions import Candidate, cheapest_cover
 from passfx.graph import ops
-from passfx.graph.editor import Editor, Match, refuse
-from passfx.graph.query import beside, is_call, known_tensor, op_name
+from passfx.graph.editor import Editor, Match, beside, refuse
+from passfx.graph.query import is_call, op_name
+from passfx.graph.shapes import known_tensor
 from passfx.passes.base import Found, Pass
 
 aten = torch.ops.aten

@@ -8,7 +8,8 @@ from torch.fx import Node
 from passfx.algebra.clip import Clip
 from passfx.graph import ops
 from passfx.graph.editor import Editor, Match
-from passfx.graph.query import arguments, is_call, known_tensor, same_type
+from passfx.graph.query import arguments, is_call
+from passfx.graph.shapes import known_tensor, same_type
 from passfx.passes.base import Found, Pass
 
 aten = torch.ops.aten

@@ -7,19 +7,10 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from passfx.graph.editor import Editor, Match, refuse
+from passfx.graph.editor import Editor, Match, beside, refuse
 from passfx.graph.evaluate import evaluate
-from passfx.graph.query import (
-    arguments,
-    beside,
-    constant,
-    is_call,
-    is_constant,
-    is_pure,
-    known_tensor,
-    reached,
-    tensor,
-)
+from passfx.graph.query import arguments, constant, is_call, is_constant, is_pure, reached, tensor
+from passfx.graph.shapes import known_tensor
 from passfx.passes.base import Found, Pass
 from passfx.verify.error import relative_error
 

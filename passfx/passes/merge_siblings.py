@@ -11,17 +11,9 @@ from torch.fx import Graph, Node
 from passfx.analysis.cost import macs, node_seconds
 from passfx.analysis.layouts import reader_of_memory
 from passfx.graph import ops
-from passfx.graph.editor import Editor, Match, refuse
-from passfx.graph.query import (
-    arguments,
-    beside,
-    constant,
-    is_call,
-    is_constant,
-    known_tensor,
-    nbytes,
-    parameters,
-)
+from passfx.graph.editor import Editor, Match, beside, refuse
+from passfx.graph.query import arguments, constant, is_call, is_constant, parameters
+from passfx.graph.shapes import dtypes, known_tensor, nbytes
 from passfx.passes.base import Found, Pass
 from passfx.target import Profile
 
@@ -124,10 +116,10 @@ def _geometry(node: Node, source: Node) -> Hashable | None:
     params, fake = parameters(node), known_tensor(node)
     if node.all_input_nodes != [source, *params] or not all(map(is_constant, params)):
         return None
-    dtypes = {known_tensor(item).dtype for item in (node, *node.all_input_nodes)}
-    if len(dtypes) > 1 or not fake.is_floating_point() or known_tensor(weight).ndim < 2:
+    types = dtypes((node, *params, source))
+    if len(types) > 1 or not fake.is_floating_point() or known_tensor(weight).ndim < 2:
         return None
-    return node.target, *dtypes, tuple(known_tensor(weight).shape[1:]), str(rest)
+    return node.target, *types, tuple(known_tensor(weight).shape[1:]), str(rest)
 
 
 def _activation(node: Node) -> Hashable | None:

@@ -1,6 +1,5 @@
 """Average pools or interpolation and 1×1 convolutions, in the cheaper order."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,17 +9,9 @@ from torch.fx import Node
 from passfx.analysis.channels import ChannelMap, Resampling, channel_map, resampling
 from passfx.analysis.cost import macs, node_seconds
 from passfx.graph import ops
-from passfx.graph.editor import Editor, Match, refuse
-from passfx.graph.query import (
-    arguments,
-    beside,
-    constant,
-    elements,
-    is_call,
-    is_constant,
-    known_tensor,
-    parameters,
-)
+from passfx.graph.editor import Editor, Match, beside, refuse
+from passfx.graph.query import arguments, constant, is_call, is_constant, parameters
+from passfx.graph.shapes import elements, known_tensor
 from passfx.passes.base import Found, Pass
 from passfx.target import Profile
 
@@ -96,36 +87,24 @@ class MoveResampling(Pass):
 
 @dataclass(frozen=True)
 class Layer:
-    """A 1×1 convolution, and the norm that alone reads it, if there is one."""
+    """A 1×1 convolution of `source`, and the norm that alone reads it, if there is one.
+
+    Attributes:
+        weight: shape [channels out, channels in / groups, 1, …].
+        bias: that of the convolution; None where it is zero.
+    """
 
     conv: Node
     norm: ChannelMap | None
-
-    @property
-    def source(self) -> Node:
-        """What it convolves."""
-        return self.conv.all_input_nodes[0]
+    source: Node
+    weight: Tensor
+    bias: Node | None
+    groups: int
 
     @property
     def nodes(self) -> tuple[Node, ...]:
         """The convolution, then the norm."""
         return (self.conv,) if self.norm is None else (self.conv, self.norm.node)
-
-    @property
-    def weight(self) -> Tensor:
-        """Shape [channels out, channels in / groups, 1, …]."""
-        return constant(arguments(self.conv)["weight"])
-
-    @property
-    def bias(self) -> Node | None:
-        """The bias of the convolution; None where it is zero."""
-        bias = arguments(self.conv)["bias"]
-        return bias if bias is not None and bool(constant(bias).any()) else None
-
-    @property
-    def groups(self) -> int:
-        """The number of groups of channels."""
-        return int(arguments(self.conv)["groups"])
 
     @property
     def is_biased(self) -> bool:
@@ -139,14 +118,15 @@ def _find_layer(node: Node) -> Layer | None:
     conv = norm.source if norm else node
     if not is_call(conv, *ops.CONVS) or conv.kwargs or not all(map(is_constant, parameters(conv))):
         return None
-    bound = arguments(conv)
-    shape, padding = known_tensor(bound["weight"]).shape, bound["padding"]
-    local = (
-        known_tensor(conv).ndim == len(shape)
-        and all(size == 1 for size in (*shape[2:], *bound["stride"]))
-        and (isinstance(padding, str) or not any(padding))  # "same" is none for a kernel of 1
-    )
-    return Layer(conv, norm) if local and (norm is None or len(conv.users) == 1) else None
+    source, weight, bias, stride, padding, _, groups = arguments(conv).values()
+    exact = constant(weight)
+    is_batch = known_tensor(conv).ndim == exact.ndim
+    is_local = is_batch and all(size == 1 for size in (*exact.shape[2:], *stride))
+    is_padded = not isinstance(padding, str) and any(padding)  # "same" is none for a kernel of 1
+    if not is_local or is_padded or (norm and len(conv.users) > 1):
+        return None
+    bias = bias if bias is not None and bool(constant(bias).any()) else None
+    return Layer(conv, norm, source, exact, bias, groups)
 
 
 @dataclass(frozen=True)
@@ -195,7 +175,7 @@ class Exchange:
     @property
     def macs(self) -> int:
         """The multiply-accumulates of the layer in its new place."""
-        return self.layered * math.prod(self.layer.weight.shape[1:])
+        return self.layered * self.layer.weight[0].numel()
 
     def seconds(self, profile: Profile) -> float:
         """The predicted time in the new order."""

@@ -9,7 +9,8 @@ from torch.fx import Node
 from passfx.analysis.channels import ChannelMap, absorbs, channel_map, is_layer
 from passfx.analysis.leaves import forms
 from passfx.graph.editor import Editor, Match, refuse
-from passfx.graph.query import arguments, elements, is_call, known_tensor
+from passfx.graph.query import arguments, is_call
+from passfx.graph.shapes import elements, known_tensor
 from passfx.passes.base import Found, Pass
 
 aten = torch.ops.aten

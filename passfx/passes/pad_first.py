@@ -12,7 +12,8 @@ from passfx.analysis.leaves import forms
 from passfx.graph import ops
 from passfx.graph.editor import Editor, Match, refuse
 from passfx.graph.evaluate import evaluate
-from passfx.graph.query import arguments, hint, is_call, known_tensor, reached
+from passfx.graph.query import arguments, is_call, reached
+from passfx.graph.shapes import hint, known_tensor
 from passfx.passes.base import Found, Pass
 from passfx.verify.certificate import CERTIFICATE_TOLERANCE
 from passfx.verify.error import relative_error

@@ -12,17 +12,8 @@ from passfx.analysis import layouts
 from passfx.analysis.layouts import Shorter, first_input
 from passfx.graph import ops
 from passfx.graph.editor import Editor, Match
-from passfx.graph.query import (
-    arguments,
-    constant,
-    ints,
-    is_call,
-    is_constant,
-    known_tensor,
-    op_name,
-    same_sizes,
-    same_type,
-)
+from passfx.graph.query import arguments, constant, is_call, is_constant, op_name
+from passfx.graph.shapes import ints, known_tensor, same_sizes, same_type
 from passfx.passes.base import Found, Pass
 
 aten = torch.ops.aten

@@ -11,15 +11,8 @@ from torch.fx import Node
 from passfx.graph.editor import Certificate, Edit
 from passfx.graph.evaluate import evaluate, widen
 from passfx.graph.ops import CONVS, TRANSPOSED_CONVS
-from passfx.graph.query import (
-    arguments,
-    constant,
-    hint,
-    is_call,
-    is_constant,
-    tensor,
-    value,
-)
+from passfx.graph.query import arguments, constant, is_call, is_constant, tensor, value
+from passfx.graph.shapes import hint
 from passfx.verify.error import relative_error
 
 aten = ops.aten
