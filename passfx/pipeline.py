@@ -9,13 +9,15 @@ from torch.fx import Graph, GraphModule
 from passfx.capture.program import Captured
 from passfx.errors import PassError, SourceError, named_line
 from passfx.graph.editor import Certificate, Certify
-from passfx.graph.query import same_sizes, tensor
+from passfx.graph.query import tensor
+from passfx.graph.shapes import same_sizes
 from passfx.passes import PASSES, Pass
 from passfx.record import PassReport, Refusal
 from passfx.target import CPU, Target, find_target
 from passfx.verify.certificate import certify
 
 _ROUNDS = 4
+_RENAMED = {"move-pools": "move-resampling", "move-upsamples": "move-resampling"}
 
 Progress = Callable[[str], None]
 
@@ -46,6 +48,8 @@ class Plan:
     def __post_init__(self) -> None:
         names = [kind.name for kind in PASSES]
         for name in (*self.skip, *(self.only or ())):
+            if name in _RENAMED:
+                raise SourceError(f"the pass {name!r} is now {_RENAMED[name]!r}")
             if name not in names:
                 raise SourceError(f"there is no pass {name!r}; the passes are {', '.join(names)}")
 

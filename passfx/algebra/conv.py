@@ -55,24 +55,18 @@ class Conv:
         x = x.double()
         if not self.axes:
             return functional.linear(x, self.densify().weight, self.bias)
-        stride, dilation = (
-            [getattr(a, name) for a in self.axes] for name in ("stride", "dilation")
-        )
+        weight, low, extra = self.weight, [0] * len(self.axes), [0] * len(self.axes)
         if self.transposed:
-            turn = (
-                functional.conv_transpose1d,
-                functional.conv_transpose2d,
-                functional.conv_transpose3d,
-            )[len(self.axes) - 1]
-            low, extra = [a.low for a in self.axes], [a.low - a.high for a in self.axes]
-            weight = self.transposed_weight()
-            return turn(x, weight, self.bias, stride, low, extra, self.groups, dilation)
-        mode = "constant" if self.border == "zeros" else self.border
-        sides = [side for axis in self.axes[::-1] for side in (axis.low, axis.high)]
-        x = functional.pad(x, [max(0, side) for side in sides], mode)
-        x = functional.pad(x, [min(0, side) for side in sides])
-        run = (functional.conv1d, functional.conv2d, functional.conv3d)[len(self.axes) - 1]
-        return run(x, self.weight, self.bias, stride, 0, dilation, self.groups)
+            weight, low = self.transposed_weight(), [axis.low for axis in self.axes]
+            extra = [axis.low - axis.high for axis in self.axes]
+        else:
+            mode = "constant" if self.border == "zeros" else self.border
+            sides = [side for axis in self.axes[::-1] for side in (axis.low, axis.high)]
+            x = functional.pad(x, [max(0, side) for side in sides], mode)
+            x = functional.pad(x, [min(0, side) for side in sides])
+        stride, dilation = zip(*((axis.stride, axis.dilation) for axis in self.axes), strict=True)
+        options = stride, low, dilation, self.transposed, extra, self.groups
+        return torch.convolution(x, weight, self.bias, *options)
 
     def transposed_weight(self) -> Tensor:
         """The weight as a transposed convolution has it: [in, out / groups, *kernel].
@@ -237,10 +231,10 @@ def cat(forms: Sequence[Conv]) -> Conv:
     return result
 
 
-def pointwise(affine: ChannelAffine, axes: int) -> Conv:
-    """A per-channel affine map (a norm, a scale, a bias) over `axes` spatial dimensions."""
-    weight = affine.scale.reshape(-1, *(1,) * (axes + 1))
-    return Conv(weight, affine.shift, (Axis(),) * axes, weight.shape[0])
+def pointwise(affine: ChannelAffine, rank: int) -> Conv:
+    """A per-channel affine map (a norm, a scale, a bias) over `rank` spatial dimensions."""
+    weight = affine.scale.reshape(-1, *(1,) * (rank + 1))
+    return Conv(weight, affine.shift, (Axis(),) * rank, weight.shape[0])
 
 
 def identity(channels: int, axes: Sequence[Axis]) -> Conv:

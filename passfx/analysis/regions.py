@@ -12,32 +12,25 @@ A node keeps at most `_LIMIT` candidates, one a source, of spans of at most `_SP
 work is O(nodes · _LIMIT) shape compositions and O(nodes · _LIMIT · _SPAN) set operations.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
-from torch import ops
+import torch
 from torch.fx import Graph, Node
 
+from passfx.algebra.geometry import Sizes
+from passfx.analysis import leaves
 from passfx.analysis.cost import form_seconds, node_seconds
-from passfx.analysis.forms import (
-    RESHAPES,
-    Form,
-    add,
-    compose,
-    forms,
-    identity_form,
-    layouts,
-    not_affine,
-    spatial_sizes,
-    stack,
-)
-from passfx.graph.query import arguments, is_call, is_constant, same_sizes, same_type, tensor
+from passfx.analysis.forms import Form, add, compose, identity_form, ranks, spatial_sizes, stack
+from passfx.graph import ops
+from passfx.graph.query import arguments, is_call, is_constant
+from passfx.graph.shapes import known_tensor, same_sizes, same_type
 from passfx.target import Profile
 
-aten = ops.aten
+aten = torch.ops.aten
 
-_MOVES = (aten.constant_pad_nd, aten.pad, aten.slice, *RESHAPES)
+_MOVES = (*ops.PADS, aten.slice, *ops.RESHAPES)
 _NAMED = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 
 _LIMIT = 16
@@ -63,14 +56,13 @@ class Candidate:
     @property
     def key(self) -> tuple[Node, int]:
         """Candidates of one key can be added."""
-        return self.form.source, self.form.axes
+        return self.form.source, self.form.rank
 
     @cached_property
     def is_reshaped(self) -> bool:
         """Whether the leading axes, which a linear form does not see, differ from the source's."""
-        source, fake = tensor(self.form.source), tensor(self.node)
-        assert source is not None and fake is not None
-        return not self.form.axes and not same_sizes(source.shape[:-1], fake.shape[:-1])
+        before, after = (known_tensor(item).shape[:-1] for item in (self.form.source, self.node))
+        return not self.form.rank and not same_sizes(before, after)
 
     @cached_property
     def is_shorter(self) -> bool:
@@ -81,12 +73,10 @@ class Candidate:
         """
         if all(is_call(node, *_MOVES) for node in self.span):
             return False
-        geometry, fake = self.form.geometry, tensor(self.node)
-        assert fake is not None
-        dynamic = sum(not isinstance(size, int) for size in fake.shape)
-        if self.is_reshaped and dynamic > 1:
+        geometry, shape = self.form.geometry, known_tensor(self.node).shape
+        if self.is_reshaped and sum(not isinstance(size, int) for size in shape) > 1:
             return False
-        both = geometry.biased and geometry.is_pointwise and not geometry.axes and fake.ndim > 2
+        both = geometry.biased and geometry.is_pointwise and not geometry.axes and len(shape) > 2
         named = sum(is_call(node) and node.target in _NAMED for node in self.span)
         taken = 1 + geometry.is_padded_apart + self.is_reshaped + both
         return len(self.span) + named > taken
@@ -106,7 +96,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Way:
     """How a node comes into being: by its own operator, or by a candidate's."""
 
     seconds: float
@@ -133,63 +123,57 @@ def cheapest_cover(graph: Graph, profile: Profile) -> Cover:
 
 
 class _Search:
-    """The state of one search: candidates, then plans, then the cover."""
+    """The state of one search: candidates, then ways, then the cover."""
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         self.candidates: dict[Node, list[Candidate]] = {}
-        self.plans: dict[Node, Plan] = {}
+        self.ways: dict[Node, Way] = {}
         self.bypassed: set[Node] = set()
         self.refused: list[tuple[Node, str]] = []
 
     def find(self, node: Node) -> None:
         """The candidates of a node: one a source and layout; forks first, then the nearest."""
-        found = [*self._compositions(node), *self._joins(node)]
+        forms = leaves.read(node)
+        composed = () if isinstance(forms, str) else self._compositions(node, forms)
+        found = [*composed, *self._joins(node)]
         unique = {item.key: item for item in reversed(found) if len(item.span) <= _SPAN}
         if unique:
             ranked = sorted(
                 unique.values(), key=lambda item: (len(item.form.source.users) < 2, len(item.span))
             )
             self.candidates[node] = ranked[:_LIMIT]
-        elif reason := not_affine(node):
-            self.refused.append((node, reason))
+        elif isinstance(forms, str):
+            self.refused.append((node, forms))
 
-    def _compositions(self, node: Node) -> Iterator[Candidate]:
-        for form in forms(node):
-            for before in self._of(form.source, form.axes):
-                sizes = spatial_sizes(before.form.source, form.axes)
-                failure = before.form.geometry.then_failure(form.geometry, sizes)
+    def _compositions(self, node: Node, forms: Sequence[Form]) -> Iterator[Candidate]:
+        for form in forms:
+            for before in self._of(form.source, form.rank):
+                check = partial(before.form.geometry.then_failure, form.geometry)
+                failure, any_size = _exactness(check, before.form.source, form.rank)
                 if failure is None:
-                    unsized = before.form.geometry.then_failure(form.geometry, (None,) * form.axes)
-                    yield Candidate(
-                        node,
-                        compose(before.form, form),
-                        before.span | {node},
-                        before.any_size and unsized is None,
-                    )
+                    span, any_size = before.span | {node}, before.any_size and any_size
+                    yield Candidate(node, compose(before.form, form), span, any_size)
                 elif len(before.span) == 1:
                     self.refused.append((node, failure))
 
-    def _of(self, node: Node, axes: int) -> Iterator[Candidate]:
+    def _of(self, node: Node, rank: int) -> Iterator[Candidate]:
         """A node as itself, then as what its candidates say."""
-        own = identity_form(node, axes)
+        own = identity_form(node, rank)
         if own is not None:
             yield Candidate(node, own, frozenset(), True)
-        yield from (item for item in self.candidates.get(node, ()) if item.form.axes == axes)
+        yield from (item for item in self.candidates.get(node, ()) if item.form.rank == rank)
 
     def _joins(self, node: Node) -> Iterator[Candidate]:
         """Sums and stacks of forms of one source."""
         parts, scales, dim = _joined(node)
-        for axes in layouts(node) if parts else ():
-            fake = tensor(node)
-            assert fake is not None
-            if dim is not None and dim != (1 if axes else fake.ndim - 1):
+        for rank in ranks(node) if parts else ():
+            if dim is not None and dim != (1 if rank else known_tensor(node).ndim - 1):
                 continue
-            options = [{item.key: item for item in self._of(part, axes)} for part in parts]
+            options = [{item.key: item for item in self._of(part, rank)} for part in parts]
             for key in options[0]:
                 if all(key in option for option in options):
-                    items = [option[key] for option in options]
-                    joined = _join(node, items, scales if dim is None else None)
+                    joined = _join(node, [option[key] for option in options], scales)
                     if joined is not None:
                         yield joined
 
@@ -198,18 +182,16 @@ class _Search:
         if node not in self.candidates:
             return
         best = self._depending(node_seconds(node, self.profile), node, node.all_input_nodes, None)
-        plans = (
+        ways = [
             self._depending(item.seconds(self.profile), node, [item.form.source], item)
             for item in self.candidates[node]
             if item.is_shorter
-        )
-        for plan in sorted(plans, key=lambda item: item.seconds):
-            if plan.seconds >= best.seconds:
+        ]
+        for way in sorted(ways, key=lambda item: item.seconds):
+            if way.seconds < best.seconds and self._is_replaceable(way.candidate):
+                best = way
                 break
-            if self._is_replaceable(plan.candidate):
-                best = plan
-                break
-        self.plans[node] = best
+        self.ways[node] = best
         shared = best.candidate is None and len(node.users) > 1
         if shared and all(self._does_without(user, node) for user in node.users):
             self.bypassed.add(node)
@@ -227,45 +209,41 @@ class _Search:
 
     def _depending(
         self, unit: float, node: Node, inputs: list[Node], candidate: Candidate | None
-    ) -> Plan:
+    ) -> Way:
         """The time of an operator and of what it needs, a value that two inputs share once."""
         seconds, shared = unit, frozenset[Node]()
-        for read in inputs:
-            if (plan := self.plans.get(read)) is None:
-                continue
-            common = shared & plan.shared
-            seconds += plan.seconds - max(
-                (self.plans[item].seconds for item in common), default=0.0
-            )
-            shared |= plan.shared
+        for way in (self.ways[read] for read in inputs if read in self.ways):
+            common = (self.ways[item].seconds for item in shared & way.shared)
+            seconds += way.seconds - max(common, default=0.0)
+            shared |= way.shared
         if len(node.users) > 1:
             shared |= {node}
-        return Plan(seconds, shared, candidate)
+        return Way(seconds, shared, candidate)
 
     def cover(self, graph: Graph) -> Cover:
-        """From the results back, the plans that are needed."""
+        """From the results back, the ways that are needed."""
         chosen: list[Candidate] = []
         needed: set[Node] = set()
         for node in reversed(graph.nodes):
-            plan = self.plans.get(node)
-            if plan is None:
+            way = self.ways.get(node)
+            if way is not None and node not in needed:
+                continue
+            if way is None or way.candidate is None:
                 needed.update(node.all_input_nodes)
-            elif node in needed:
-                if plan.candidate is None:
-                    needed.update(node.all_input_nodes)
-                else:
-                    needed.add(plan.candidate.form.source)
-                    chosen.append(plan.candidate)
-                self.refused += ((node, reason) for reason in self._left(node, plan))
+            else:
+                needed.add(way.candidate.form.source)
+                chosen.append(way.candidate)
+            if way is not None:
+                self.refused += ((node, reason) for reason in self._left(node, way))
         return Cover(tuple(chosen), tuple(sorted(self.refused, key=lambda item: item[0])))
 
-    def _left(self, node: Node, plan: Plan) -> Iterator[str]:
+    def _left(self, node: Node, way: Way) -> Iterator[str]:
         """Why the nearest larger collapse was left, if there is one."""
-        taken = plan.candidate.span if plan.candidate else frozenset({node})
+        taken = way.candidate.span if way.candidate else frozenset({node})
         larger = [item for item in self.candidates[node] if item.span > taken and item.is_shorter]
         for item in sorted(larger, key=lambda item: len(item.span)):
             if self._is_replaceable(item):
-                sizes = spatial_sizes(item.form.source, item.form.axes)
+                sizes = spatial_sizes(item.form.source, item.form.rank)
                 macs = item.form.geometry.macs([size for size in sizes if size is not None])
                 if None not in sizes:
                     yield (
@@ -280,37 +258,41 @@ class _Search:
                 return
 
 
+def _exactness(
+    check: Callable[[Sizes], str | None], source: Node, rank: int
+) -> tuple[str | None, bool]:
+    """Why a form is not exact for the sizes of its source, and whether it is for every size."""
+    failure = check(spatial_sizes(source, rank))
+    return failure, failure is None and check((None,) * rank) is None
+
+
 def _joined(node: Node) -> tuple[list[Node], list[float], int | None]:
     """The parts of a sum, with their factors, or of a concatenation, with its axis."""
-    nothing: tuple[list[Node], list[float], int | None] = ([], [], None)
     if is_call(node, aten.add, aten.sub):
         bound = arguments(node)
         parts, alpha = [bound["self"], bound["other"]], bound["alpha"]
-        if not isinstance(alpha, int | float) or not all(same_type(node, part) for part in parts):
-            return nothing
-        scales, dim = [1.0, float(-alpha if is_call(node, aten.sub) else alpha)], None
+        if isinstance(alpha, int | float) and all(same_type(node, part) for part in parts):
+            scales = [1.0, float(-alpha if is_call(node, aten.sub) else alpha)]
+            return ([], [], None) if any(map(is_constant, parts)) else (parts, scales, None)
     elif is_call(node, aten.cat):
-        bound, fake = arguments(node), tensor(node)
-        parts, scales = bound["tensors"], []
-        assert fake is not None
-        dim = bound["dim"] % fake.ndim
-        types = [part_fake.dtype for part_fake in map(tensor, parts) if part_fake is not None]
-        if types != [fake.dtype] * len(parts) or not fake.is_floating_point():
-            return nothing
-    else:
-        return nothing
-    return nothing if any(map(is_constant, parts)) else (list(parts), scales, dim)
+        bound, out = arguments(node), known_tensor(node)
+        parts = list(bound["tensors"])
+        alike = all(known_tensor(part).dtype == out.dtype for part in parts)
+        if alike and out.is_floating_point() and not any(map(is_constant, parts)):
+            return parts, [], bound["dim"] % out.ndim
+    return [], [], None
 
 
-def _join(node: Node, items: list[Candidate], scales: list[float] | None) -> Candidate | None:
+def _join(node: Node, items: list[Candidate], scales: list[float]) -> Candidate | None:
     """The sum of two candidates of one key, or without factors the stack of many."""
-    source, axes = items[0].key
+    source, rank = items[0].key
     shape, any_size = items[0].form.geometry, all(item.any_size for item in items)
     for item in items[1:]:
         other = item.form.geometry
-        if shape.plus_failure(other, spatial_sizes(source, axes)) is not None:
+        failure, at_any_size = _exactness(partial(shape.plus_failure, other), source, rank)
+        if failure is not None:
             return None
-        any_size &= shape.plus_failure(other, (None,) * axes) is None
+        any_size &= at_any_size
         shape = shape.plus(other) if scales else shape.beside(other)
     span = frozenset({node}).union(*(item.span for item in items))
     parts = [item.form for item in items]

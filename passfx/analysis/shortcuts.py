@@ -9,85 +9,28 @@ norm, scale, average pool, zero pad) is a projection. The other branch is the bo
 import operator
 from collections.abc import Container
 from dataclasses import dataclass
+from functools import partial, reduce
 
 import torch
-from torch import ops
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from passfx.graph.query import (
-    arguments,
-    is_call,
-    module_path,
-    op_name,
-    same_type,
-    tensor,
-    value,
-)
+from passfx.graph import ops
+from passfx.graph.query import arguments, is_call, module_path, op_name, reached, tensor, value
+from passfx.graph.shapes import same_type
 
-aten = ops.aten
+aten = torch.ops.aten
 
 _MERGES = (aten.add, aten.sub)
 _MOVES = (
-    aten.permute,
-    aten.transpose,
-    aten.t,
-    aten.select,
-    aten.repeat,
-    aten.roll,
-    aten.flip,
-    aten.neg,
-    aten.constant_pad_nd,
-    aten.cat,
-    aten.stack,
-    aten.pixel_shuffle,
-    aten.pixel_unshuffle,
-    aten.upsample_nearest1d,
-    aten.upsample_nearest2d,
-    aten.upsample_nearest3d,
-    aten.upsample_linear1d,
-    aten.upsample_bilinear2d,
-    aten.upsample_bicubic2d,
-    aten.upsample_trilinear3d,
+    *(*ops.TRANSPOSES, *ops.SHUFFLES, *ops.INTERPOLATIONS),
+    *(aten.t, aten.select, aten.repeat, aten.roll, aten.flip, aten.neg, aten.constant_pad_nd),
+    *(aten.cat, aten.stack, *ops.AVERAGE_POOLS, *ops.ADAPTIVE_POOLS, aten.mean, aten.sum),
 )
-_PARTS = (aten.split, aten.split_with_sizes, aten.chunk, aten.unbind)
-_LAYERS = (
-    aten.conv1d,
-    aten.conv2d,
-    aten.conv3d,
-    aten.conv_transpose1d,
-    aten.conv_transpose2d,
-    aten.conv_transpose3d,
-    aten.linear,
-)
-_AVERAGES = (
-    aten.avg_pool1d,
-    aten.avg_pool2d,
-    aten.avg_pool3d,
-    aten.adaptive_avg_pool1d,
-    aten.adaptive_avg_pool2d,
-    aten.adaptive_avg_pool3d,
-    aten.mean,
-    aten.sum,
-)
-_PRODUCTS = (aten.mul, aten.matmul, aten.mm, aten.bmm)
+_PARTS = (*ops.SPLITS, aten.unbind)
+_PRODUCTS = (aten.mul, *ops.MATMULS)
 # Affine, and the identity where the type stays.
-_NOTHING = (
-    aten.clone,
-    aten.contiguous,
-    aten.alias,
-    aten.detach,
-    aten.dropout,
-    aten.to,
-    aten._to_copy,
-    aten.reshape,
-    aten.flatten,
-    aten.unflatten,
-    aten.squeeze,
-    aten.unsqueeze,
-    aten.expand,
-    aten.slice,
-)
+_NOTHING = (*ops.COPIES, *ops.RESHAPES, aten.dropout, aten.expand, aten.slice)
 
 
 @dataclass(frozen=True)
@@ -163,14 +106,11 @@ class _Branch:
     @classmethod
     def between(cls, fork: Node, end: Node, inputs: Container[Node]) -> "_Branch":
         """The branch, without what is computed from constants alone; `inputs` has the others."""
-        inside: set[Node] = set()
-        pending = [end]
-        while pending:
-            node = pending.pop()
-            if node is not fork and node not in inside and node in inputs:
-                inside.add(node)
-                pending.extend(node.all_input_nodes)
-        nodes = tuple(sorted(inside, key=lambda item: item._sort_key))
+
+        def reads(node: Node) -> list[Node]:
+            return [] if node is fork else [read for read in node.all_input_nodes if read in inputs]
+
+        nodes = tuple(node for node in reached(end, reads) if node is not fork)
         if all(is_call(node, *_NOTHING) and same_type(node, node.args[0]) for node in nodes):
             return cls(nodes, "identity")
         depends = {fork, *nodes}
@@ -200,9 +140,9 @@ def is_affine(node: Node, variables: set[Node]) -> bool:
         for item in pytree.tree_leaves((node.args, node.kwargs))
         if isinstance(item, Node) and item in variables and tensor(item) is not None
     ]
-    if is_call(node, *_MOVES, *_AVERAGES, *_NOTHING, aten.add, aten.sub, aten.rsub):
+    if is_call(node, *_MOVES, *_NOTHING, aten.add, aten.sub, aten.rsub):
         return True
-    if is_call(node, *_LAYERS, aten.index_select):
+    if is_call(node, *ops.LAYERS, aten.index_select):
         return reads == [node.args[0]]
     if is_call(node, aten.batch_norm):
         return reads == [node.args[0]] and not arguments(node)["training"]
@@ -222,15 +162,13 @@ def _immediate_dominators(graph_module: GraphModule) -> dict[Node, Node | None]:
     dominator of its inputs (Cooper, Harvey and Kennedy, 2001, without the iteration).
     """
     dominators: dict[Node, Node | None] = {}
+    nearest = partial(_common_dominator, dominators=dominators)
     for node in graph_module.graph.nodes:
-        reads = [read for read in node.all_input_nodes if read in dominators]
+        reads: list[Node | None] = [read for read in node.all_input_nodes if read in dominators]
         if node.op == "placeholder":
             dominators[node] = None
         elif reads:
-            nearest: Node | None = reads[0]
-            for read in reads[1:]:
-                nearest = _common_dominator(nearest, read, dominators)
-            dominators[node] = nearest
+            dominators[node] = reduce(nearest, reads)
     return dominators
 
 
@@ -238,8 +176,5 @@ def _common_dominator(
     a: Node | None, b: Node | None, dominators: dict[Node, Node | None]
 ) -> Node | None:
     while a is not b and a is not None and b is not None:
-        if a < b:
-            b = dominators.get(b)
-        else:
-            a = dominators.get(a)
+        a, b = (a, dominators.get(b)) if a < b else (dominators.get(a), b)
     return a if a is b else None

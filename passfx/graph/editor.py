@@ -6,12 +6,13 @@ one new node reads it, so weights shared between layers stay what they were.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -19,13 +20,20 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
-from passfx.graph.query import attribute, is_constant, module_path, same_type, tensor, value
+from passfx.graph.query import attribute, is_constant, module_path, tensor, value
+from passfx.graph.shapes import same_type
 from passfx.record import Refusal, Rewrite
 
 
 def refuse(node: Node, reason: str) -> Refusal:
     """A refusal at `node`."""
     return Refusal(node.name, module_path(node), reason)
+
+
+def beside(node: Node, name: str) -> str:
+    """The path of a tensor of this name in the module that the node was traced in."""
+    path = module_path(node)
+    return f"{path}.{name}" if path else name
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Edit:
 
     match: Match
     added: list[Node] = field(default_factory=list)
-    exact: dict[Node, torch.Tensor] = field(default_factory=dict)
+    exact: dict[Node, Tensor] = field(default_factory=dict)
     replacements: dict[Node, Node] = field(default_factory=dict)
 
 
@@ -123,6 +131,12 @@ class Editor:
             self._stamp(node, edit, target(*fake_args, **fake_kwargs))
         return node
 
+    def again(self, node: Node, new: Mapping[Node, Node | None]) -> Node:
+        """Insert a node's operator once more, with some of the nodes that it reads replaced."""
+        assert isinstance(node.target, OpOverload)
+        args, kwargs = map_arg((node.args, node.kwargs), lambda read: new.get(read, read))
+        return self.call(node.target, *args, **kwargs)
+
     def item(self, parts: Node, index: int) -> Node:
         """Insert the reading of one result of an operator that has several, such as a split."""
         edit = self._open_edit()
@@ -131,7 +145,7 @@ class Editor:
         self._stamp(node, edit, value(parts)[index])
         return node
 
-    def constant(self, exact: torch.Tensor, dtype: torch.dtype, name: str) -> Node:
+    def constant(self, exact: Tensor, dtype: torch.dtype, name: str) -> Node:
         """Attach a tensor, rounded once to `dtype`, and insert the node that reads it.
 
         `exact` keeps its full precision for the certificate. `name` is the dotted path to take; a
@@ -152,9 +166,7 @@ class Editor:
         used = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
         for path, module in self.graph_module.named_modules():
             prefix = f"{path}." if path else ""
-            tensors = [
-                name for name, item in vars(module).items() if isinstance(item, torch.Tensor)
-            ]
+            tensors = [name for name, item in vars(module).items() if isinstance(item, Tensor)]
             for name in [*module._parameters, *module._buffers, *tensors]:
                 if prefix + name not in used:
                     delattr(module, name)
@@ -234,7 +246,7 @@ def _fake_mode(graph: Graph) -> FakeTensorMode:
     raise AssertionError("a captured graph has fake values")
 
 
-def _attach(module: torch.nn.Module, path: str, tensor: torch.Tensor) -> str:
+def _attach(module: torch.nn.Module, path: str, tensor: Tensor) -> str:
     *parents, name = path.split(".")
     for part in parents:
         if not isinstance(getattr(module, part, None), torch.nn.Module):

@@ -1,20 +1,14 @@
-"""Read-only questions about a captured graph: shapes, dtypes, constants, arguments, names."""
+"""Read-only questions about the nodes of a captured graph: values, constants, arguments, names."""
 
-import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import reduce
 from typing import Any, cast
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-Size = int | torch.SymInt
-
-aten = torch.ops.aten
-CONVS = (aten.conv1d, aten.conv2d, aten.conv3d)
-TRANSPOSED_CONVS = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
-
+_PARAMETERS = ("weight", "bias", "running_mean", "running_var")
 _CANONICAL_NAMES = {
     "_native_batch_norm_legit_no_training": "batch_norm",
     "_native_batch_norm_legit": "batch_norm",
@@ -51,15 +45,16 @@ def op_name(node: Node) -> str:
 def arguments(node: Node) -> dict[str, Any]:
     """Every argument of an operator call by its schema name, defaults filled in."""
     target = cast(torch._ops.OpOverload, node.target)
-    bound = {}
-    for position, argument in enumerate(target._schema.arguments):
-        if position < len(node.args):
-            bound[argument.name] = node.args[position]
-        elif argument.name in node.kwargs:
-            bound[argument.name] = node.kwargs[argument.name]
-        else:
-            bound[argument.name] = argument.default_value
-    return bound
+    schema = target._schema.arguments
+    bound = {argument.name: argument.default_value for argument in schema} | node.kwargs
+    names = [argument.name for argument in schema]
+    return bound | dict(zip(names, node.args, strict=False))
+
+
+def parameters(node: Node) -> list[Any]:
+    """The weight, bias and statistics that a layer or norm is given, those that it has."""
+    bound = arguments(node)
+    return [bound[name] for name in _PARAMETERS if bound.get(name) is not None]
 
 
 def value(node: Any) -> Any:
@@ -73,13 +68,6 @@ def tensor(node: Any) -> torch.Tensor | None:
     return fake if isinstance(fake, torch.Tensor) else None
 
 
-def known_tensor(node: Any) -> torch.Tensor:
-    """The fake tensor of a node that must have one."""
-    fake = tensor(node)
-    assert fake is not None
-    return fake
-
-
 def tensors(values: Iterable[Any]) -> list[torch.Tensor]:
     """The tensors among some values, which are inputs or results of a graph."""
     return [item for item in values if isinstance(item, torch.Tensor)]
@@ -90,45 +78,6 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def ints(given: Any, count: int = 1) -> tuple[int, ...]:
-    """An argument that is a number, or one for each of `count` dimensions."""
-    items = tuple(given) if isinstance(given, list | tuple) else (given,)
-    return items * count if len(items) == 1 else items
-
-
-def elements(item: torch.Tensor) -> int:
-    """How many elements a tensor has, at the example's sizes."""
-    return math.prod(map(hint, item.shape))
-
-
-def hint(size: Size) -> int:
-    """A size as a number: for a dynamic one, that of the captured example."""
-    if isinstance(size, int):
-        return size
-    example: Any = size.node.hint
-    return int(example)
-
-
-def same_sizes(a: Iterable[Size], b: Iterable[Size]) -> bool:
-    """Whether two shapes agree for every size that a dynamic dimension may take."""
-    a, b = tuple(a), tuple(b)
-    return len(a) == len(b) and all(
-        statically_known_true(x == y) for x, y in zip(a, b, strict=True)
-    )
-
-
-def same_type(a: Any, b: Any) -> bool:
-    """Whether two nodes hold tensors of provably equal shape, dtype and device."""
-    x, y = tensor(a), tensor(b)
-    return (
-        x is not None
-        and y is not None
-        and x.dtype == y.dtype
-        and x.device == y.device
-        and same_sizes(x.shape, y.shape)
-    )
-
-
 def is_constant(node: Any) -> bool:
     """Whether `node` reads a parameter, a buffer or a tensor constant."""
     return isinstance(node, Node) and node.op == "get_attr" and tensor(node) is not None
@@ -136,10 +85,7 @@ def is_constant(node: Any) -> bool:
 
 def attribute(module: torch.nn.Module, target: str) -> Any:
     """The object that a dotted `get_attr` target names."""
-    found: Any = module
-    for part in target.split("."):
-        found = getattr(found, part)
-    return found
+    return reduce(getattr, target.split("."), module)
 
 
 def constant(node: Node) -> torch.Tensor:
@@ -175,6 +121,16 @@ def module_path(node: Node) -> str:
     stack = node.meta.get("nn_module_stack")
     path = list(stack.values())[-1][0] if stack else ""
     return str(path).split("@")[0].removeprefix("L['self'].").removeprefix("L__self__.")
+
+
+def reached(start: Node, step: Callable[[Node], Iterable[Node]]) -> list[Node]:
+    """`start` and every node that repeated steps from it lead to, in topological order."""
+    found, pending = {start}, [start]
+    while pending:
+        new = set(step(pending.pop())) - found
+        found |= new
+        pending += new
+    return sorted(found)
 
 
 def source_line(node: Node) -> str | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
+from passfx.graph import query
 from passfx.graph.query import arguments, attribute, is_call, is_constant, op_name, tensor
 
 
@@ -49,5 +50,5 @@ def _type(node: Node) -> str:
     fake = tensor(node)
     if fake is None:
         return "-"
-    kind = str(fake.dtype).removeprefix("torch.").replace("float", "f").replace("int", "i")
+    kind = query.dtype_name(fake.dtype).replace("float", "f").replace("int", "i")
     return f"{kind}[{', '.join(map(str, fake.shape))}]"

@@ -5,8 +5,7 @@ from passfx.passes.collapse import Collapse
 from passfx.passes.compose_clips import ComposeClips
 from passfx.passes.fold_constants import FoldConstants
 from passfx.passes.merge_siblings import MergeSiblings
-from passfx.passes.move_pools import MovePools
-from passfx.passes.move_upsamples import MoveUpsamples
+from passfx.passes.move_resampling import MoveResampling
 from passfx.passes.norm_before_cat import NormBeforeCat
 from passfx.passes.pad_first import PadFirst
 from passfx.passes.pool_first import PoolFirst
@@ -20,8 +19,7 @@ PASSES: tuple[type[Pass], ...] = (
     FoldConstants,
     RemoveNoops,
     PoolFirst,
-    MovePools,
-    MoveUpsamples,
+    MoveResampling,
     NormBeforeCat,
     Collapse,
     ComposeClips,

@@ -4,17 +4,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, ops
+from torch import Tensor
 from torch.fx import Graph, Node
 
 from passfx.algebra.conv import Conv
 from passfx.analysis.regions import Candidate, cheapest_cover
-from passfx.graph.editor import Editor, Match, refuse
-from passfx.graph.query import CONVS, TRANSPOSED_CONVS, is_call, module_path, op_name, tensor
+from passfx.graph import ops
+from passfx.graph.editor import Editor, Match, beside, refuse
+from passfx.graph.query import is_call, op_name
+from passfx.graph.shapes import known_tensor
 from passfx.passes.base import Found, Pass
 
-aten = ops.aten
-
+aten = torch.ops.aten
 
 _Attach = Callable[[str, Tensor], Node]
 
@@ -55,16 +56,12 @@ class Collapse(Pass):
     def rewrite(self, editor: Editor, match: Match) -> Node:
         candidate: Candidate = match.data
         conv = candidate.form.build().regroup().normalized()
-        source = candidate.form.source
-        layers = [
-            item for item in match.nodes if is_call(item, *CONVS, *TRANSPOSED_CONVS, aten.linear)
-        ]
-        path = module_path(layers[0] if layers else match.at)
-        fake = tensor(match.at)
-        assert fake is not None
+        source, fake = candidate.form.source, known_tensor(match.at)
+        layers = (item for item in match.nodes if is_call(item, *ops.LAYERS))
+        place = next(layers, match.at)
 
         def attach(name: str, exact: Tensor) -> Node:
-            return editor.constant(exact, fake.dtype, f"{path}.{name}" if path else name)
+            return editor.constant(exact, fake.dtype, beside(place, name))
 
         if conv.geometry.is_pointwise:
             result = _emit_pointwise(editor, attach, conv, source)
@@ -86,35 +83,26 @@ def _bias(attach: _Attach, conv: Conv) -> Node | None:
 def _emit_conv(editor: Editor, attach: _Attach, conv: Conv, source: Node) -> Node:
     """A convolution, after a pad for what its own padding cannot do."""
     stride, dilation = ([getattr(a, name) for a in conv.axes] for name in ("stride", "dilation"))
+    exact = conv.transposed_weight() if conv.transposed else conv.weight
+    weight, bias = attach("weight", exact), _bias(attach, conv)
+    zeros, number = conv.border == "zeros", len(conv.axes) - 1
     if conv.transposed:
-        weight, bias = attach("weight", conv.transposed_weight()), _bias(attach, conv)
         padding, extra = [a.low for a in conv.axes], [a.low - a.high for a in conv.axes]
-        operator = TRANSPOSED_CONVS[len(conv.axes) - 1]
-        return editor.call(
-            _overload(operator), source, weight, bias, stride, padding, extra, conv.groups, dilation
-        )
-    weight, bias = attach("weight", conv.weight), _bias(attach, conv)
-    zeros = conv.border == "zeros"
+        # The one overload that takes numbers: `default` in one dimension, `input` in more.
+        packet: Any = ops.TRANSPOSED_CONVS[number]
+        overload = getattr(packet, "input" if "input" in packet.overloads() else "default")
+        options = stride, padding, extra, conv.groups, dilation
+        return editor.call(overload, source, weight, bias, *options)
     padding = [min(axis.low, axis.high) if zeros else 0 for axis in conv.axes]
     if conv.geometry.is_padded_apart:
-        amounts = [
-            amount
-            for axis, pad in zip(reversed(conv.axes), reversed(padding), strict=True)
-            for amount in (axis.low - pad, axis.high - pad)
-        ]
+        sides = zip(conv.axes[::-1], padding[::-1], strict=True)
+        amounts = [side - pad for axis, pad in sides for side in (axis.low, axis.high)]
         if zeros:
             source = editor.call(aten.constant_pad_nd.default, source, amounts, 0.0)
         else:
             source = editor.call(aten.pad.default, source, amounts, conv.border)
-    operator = CONVS[len(conv.axes) - 1]
-    return editor.call(
-        operator.default, source, weight, bias, stride, padding, dilation, conv.groups
-    )
-
-
-def _overload(operator: Any) -> Any:
-    """The one overload that takes numbers: `default` in one dimension, `input` in more."""
-    return getattr(operator, "input" if "input" in operator.overloads() else "default")
+    convolve = ops.CONVS[number].default
+    return editor.call(convolve, source, weight, bias, stride, padding, dilation, conv.groups)
 
 
 def _emit_pointwise(editor: Editor, attach: _Attach, conv: Conv, source: Node) -> Node:
@@ -122,9 +110,7 @@ def _emit_pointwise(editor: Editor, attach: _Attach, conv: Conv, source: Node) -
     scale, shift = conv.weight.reshape(-1), conv.bias
     shape = (-1, *(1,) * len(conv.axes))
     scaled, shifted = bool((scale != 1).any()), bool(shift.any())
-    fake = tensor(source)
-    assert fake is not None
-    if scaled and shifted and (conv.axes or fake.ndim == 2):
+    if scaled and shifted and (conv.axes or known_tensor(source).ndim == 2):
         values = (scale, shift, torch.zeros_like(scale), torch.ones_like(scale))
         names = ("weight", "bias", "running_mean", "running_var")
         nodes = map(attach, names, values)

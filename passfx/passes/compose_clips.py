@@ -2,15 +2,17 @@
 
 from math import inf
 
-from torch import ops
+import torch
 from torch.fx import Node
 
 from passfx.algebra.clip import Clip
+from passfx.graph import ops
 from passfx.graph.editor import Editor, Match
-from passfx.graph.query import arguments, is_call, same_type, tensor
+from passfx.graph.query import arguments, is_call
+from passfx.graph.shapes import known_tensor, same_type
 from passfx.passes.base import Found, Pass
 
-aten = ops.aten
+aten = torch.ops.aten
 
 
 class ComposeClips(Pass):
@@ -29,9 +31,9 @@ class ComposeClips(Pass):
 
     def match(self, node: Node) -> Found:
         second = _clip(node)
-        inner = node.args[0] if second else None
+        inner = node.all_input_nodes[0] if second else None
         first = _clip(inner)
-        if second is None or first is None or not isinstance(inner, Node):
+        if second is None or first is None or inner is None:
             return None
         clip = first.then(second)
         if clip != first and len(inner.users) > 1:
@@ -52,18 +54,12 @@ class ComposeClips(Pass):
 
 def _clip(node: object) -> Clip | None:
     """The clip that a node computes; None for anything else."""
-    if not is_call(
-        node, aten.relu, aten.relu6, aten.hardtanh, aten.clamp, aten.clamp_min, aten.clamp_max
-    ):
+    if not isinstance(node, Node) or not is_call(node, *ops.CLIPS):
         return None
-    assert isinstance(node, Node)
-    fake = tensor(node)
-    if fake is None or not fake.dtype.is_floating_point or not same_type(node, node.args[0]):
+    if not known_tensor(node).is_floating_point() or not same_type(node, node.args[0]):
         return None
-    if is_call(node, aten.relu):
-        return Clip(0.0)
-    if is_call(node, aten.relu6):
-        return Clip(0.0, 6.0)
+    if is_call(node, aten.relu, aten.relu6):
+        return Clip(0.0, inf if is_call(node, aten.relu) else 6.0)
     bound = arguments(node)
     low = bound.get("min", bound.get("min_val"))
     high = bound.get("max", bound.get("max_val"))

@@ -7,17 +7,10 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from passfx.graph.editor import Editor, Match, refuse
+from passfx.graph.editor import Editor, Match, beside, refuse
 from passfx.graph.evaluate import evaluate
-from passfx.graph.query import (
-    arguments,
-    constant,
-    is_call,
-    is_constant,
-    is_pure,
-    module_path,
-    tensor,
-)
+from passfx.graph.query import arguments, constant, is_call, is_constant, is_pure, reached, tensor
+from passfx.graph.shapes import known_tensor
 from passfx.passes.base import Found, Pass
 from passfx.verify.error import relative_error
 
@@ -44,32 +37,22 @@ class FoldConstants(Pass):
     def matches(self, graph: Graph) -> Iterator[Found]:
         fixed: set[Node] = set()
         for node in graph.nodes:
-            if is_constant(node) or (
-                node.op == "call_function"
-                and is_pure(node)
-                and all(read in fixed for read in node.all_input_nodes)
-            ):
+            is_pure_call = node.op == "call_function" and is_pure(node)
+            if is_constant(node) or (is_pure_call and fixed.issuperset(node.all_input_nodes)):
                 fixed.add(node)
         for node in graph.nodes:
-            if (
-                node in fixed
-                and node.op == "call_function"
-                and tensor(node) is not None
-                and any(user not in fixed for user in node.users)
-            ):
+            is_computed = node in fixed and not is_constant(node) and tensor(node) is not None
+            if is_computed and not fixed.issuperset(node.users):
                 yield self.match(node)
 
     def match(self, node: Node) -> Found:
-        nodes = _ancestors(node)
-        freed = [
-            constant(item) for item in nodes if is_constant(item) and set(item.users) <= {*nodes}
-        ]
+        nodes = tuple(reached(node, lambda item: item.all_input_nodes))
+        freed = (item for item in nodes if is_constant(item) and {*item.users} <= {*nodes})
         values: dict[Node, Any] = {}
         native: dict[Node, Any] = {}
-        fake = tensor(node)
-        assert fake is not None
-        if fake.nbytes > sum(item.nbytes for item in freed) + _GROWTH_BYTES:
-            return refuse(node, f"its {fake.nbytes:,} bytes are more than the constants it frees")
+        size = known_tensor(node).nbytes
+        if size > sum(constant(item).nbytes for item in freed) + _GROWTH_BYTES:
+            return refuse(node, f"its {size:,} bytes are more than the constants it frees")
         evaluate(nodes, values)
         evaluate(nodes, native, double=False)
         if not _agree(values[node], native[node]):
@@ -78,19 +61,7 @@ class FoldConstants(Pass):
         return Match(node, nodes, f"{len(calls)} operators on constants", values[node])
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
-        fake = tensor(match.at)
-        assert fake is not None
-        return editor.constant(match.data, fake.dtype, _name(match.at))
-
-
-def _ancestors(node: Node) -> tuple[Node, ...]:
-    found, pending = {node}, [node]
-    while pending:
-        for read in pending.pop().all_input_nodes:
-            if read not in found:
-                found.add(read)
-                pending.append(read)
-    return tuple(sorted(found, key=lambda item: item._sort_key))
+        return editor.constant(match.data, known_tensor(match.at).dtype, _name(match.at))
 
 
 def _agree(wide: Tensor, native: Tensor) -> bool:
@@ -103,9 +74,6 @@ def _agree(wide: Tensor, native: Tensor) -> bool:
 def _name(node: Node) -> str:
     """The name that the first user knows the value by: "conv1.weight"; else the node's own."""
     user = next(iter(node.users))
-    names = (
-        [name for name, item in arguments(user).items() if item is node] if is_call(user) else []
-    )
-    name = names[0] if names and names[0] not in ("input", "self", "other") else node.name
-    path = module_path(user)
-    return f"{path}.{name}" if path else name
+    given = arguments(user) if is_call(user) else {}
+    name = next((name for name, item in given.items() if item is node), node.name)
+    return beside(user, node.name if name in ("input", "self", "other") else name)

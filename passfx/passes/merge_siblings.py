@@ -5,30 +5,23 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, cast
 
 import torch
-from torch import Tensor, ops
+from torch import Tensor
 from torch.fx import Graph, Node
 
 from passfx.analysis.cost import macs, node_seconds
-from passfx.graph.editor import Editor, Match, refuse
-from passfx.graph.query import (
-    CONVS,
-    arguments,
-    constant,
-    elements,
-    is_call,
-    is_constant,
-    known_tensor,
-    module_path,
-)
+from passfx.analysis.layouts import reader_of_memory
+from passfx.graph import ops
+from passfx.graph.editor import Editor, Match, beside, refuse
+from passfx.graph.query import arguments, constant, is_call, is_constant, parameters
+from passfx.graph.shapes import dtypes, known_tensor, nbytes
 from passfx.passes.base import Found, Pass
 from passfx.target import Profile
 
-aten = ops.aten
+aten = torch.ops.aten
 
-_LAYERS = (*CONVS, aten.linear)
+_LAYERS = (*ops.CONVS, aten.linear)
 _ACTIVATIONS = (
-    *(aten.relu, aten.relu6, aten.hardtanh, aten.clamp, aten.clamp_min, aten.clamp_max),
-    *(aten.sigmoid, aten.tanh, aten.silu, aten.gelu, aten.elu, aten.selu, aten.mish),
+    *(*ops.CLIPS, aten.sigmoid, aten.tanh, aten.silu, aten.gelu, aten.elu, aten.selu, aten.mish),
     *(aten.softplus, aten.hardswish, aten.hardsigmoid, aten.leaky_relu),
 )
 
@@ -69,13 +62,13 @@ class MergeSiblings(Pass):
 
     def rewrite(self, editor: Editor, match: Match) -> dict[Node, Node]:
         siblings, activations = match.data
-        fake, path = known_tensor(match.at), module_path(match.at)
+        fake = known_tensor(match.at)
         weights = [constant(arguments(node)["weight"]).double() for node in siblings]
         biases = [arguments(node)["bias"] for node in siblings]
         pairs = list(zip(weights, biases, strict=True))
 
         def attach(name: str, parts: list[Tensor]) -> Node:
-            return editor.constant(torch.cat(parts), fake.dtype, f"{path}.{name}" if path else name)
+            return editor.constant(torch.cat(parts), fake.dtype, beside(match.at, name))
 
         bound = arguments(match.at) | {"weight": attach("weight", weights)}
         if any(biases):
@@ -83,7 +76,7 @@ class MergeSiblings(Pass):
             bound["bias"] = attach("bias", list(filled))
         whole = editor.call(cast(Any, match.at.target), *bound.values())
         for node in activations[:1]:
-            whole = editor.call(node.target, whole, *node.args[1:], **node.kwargs)
+            whole = editor.again(node, {match.at: whole})
         sizes, channels = [len(weight) for weight in weights], fake.ndim + 1 - weights[0].ndim
         parts = editor.call(aten.split_with_sizes.default, whole, sizes, channels)
         replaced = enumerate(activations or siblings)
@@ -119,18 +112,14 @@ def _geometry(node: Node, source: Node) -> Hashable | None:
     """What siblings agree in; None for a node that cannot be one."""
     if not is_call(node, *_LAYERS) or not node.users or arguments(node).get("groups", 1) != 1:
         return None
-    _, weight, bias, *rest = arguments(node).values()
-    params = [weight] if bias is None else [weight, bias]
+    _, weight, _, *rest = arguments(node).values()
+    params, fake = parameters(node), known_tensor(node)
     if node.all_input_nodes != [source, *params] or not all(map(is_constant, params)):
         return None
-    dtypes = {known_tensor(item).dtype for item in (node, *node.all_input_nodes)}
-    if (
-        len(dtypes) > 1
-        or not known_tensor(node).is_floating_point()
-        or known_tensor(weight).ndim < 2
-    ):
+    types = dtypes((node, *params, source))
+    if len(types) > 1 or not fake.is_floating_point() or known_tensor(weight).ndim < 2:
         return None
-    return node.target, *dtypes, tuple(known_tensor(weight).shape[1:]), str(rest)
+    return node.target, *types, tuple(known_tensor(weight).shape[1:]), str(rest)
 
 
 def _activation(node: Node) -> Hashable | None:
@@ -147,8 +136,8 @@ def _seconds(
     """The predicted times apart and as one; a split and an activation move all results twice."""
     apart = sum(node_seconds(node, profile) for node in (*siblings, *activations))
     read = {item for node in siblings for item in node.all_input_nodes}
-    results = sum(map(_bytes, siblings))
-    layer = profile.seconds(sum(map(macs, siblings)), sum(map(_bytes, read)) + results)
+    results = sum(map(nbytes, siblings))
+    layer = profile.seconds(sum(map(macs, siblings)), sum(map(nbytes, read)) + results)
     return apart, layer + (2 if activations else 1) * profile.seconds(0, 2 * results)
 
 
@@ -156,16 +145,6 @@ def _unsafe(node: Node) -> str | None:
     """Why a sibling must stay by itself."""
     if len(arguments(node)["weight"].users) > 1:
         return f"the weight of {node.name} is read by others too, and would be stored twice"
-    seen, pending = {node}, [node]
-    while pending:
-        for user in pending.pop().users:
-            if is_call(user, aten.as_strided, aten.view, aten.view_as_complex):
-                return f"{user.name} reads memory as it lies, and a part of a split lies otherwise"
-            if user not in seen and not is_call(user, aten.linear):
-                seen.add(user)
-                pending.append(user)
+    if (user := reader_of_memory(node)) is not None:
+        return f"{user.name} reads memory as it lies, and a part of a split lies otherwise"
     return None
-
-
-def _bytes(node: Node) -> int:
-    return elements(known_tensor(node)) * known_tensor(node).element_size()

@@ -3,23 +3,17 @@
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
 
-from torch import ops
+import torch
 from torch.fx import Node
 
-from passfx.analysis.commute import (
-    ChannelMap,
-    absorbs,
-    channel_map,
-    elements,
-    is_layer,
-    rebound,
-)
-from passfx.analysis.forms import forms
+from passfx.analysis.channels import ChannelMap, absorbs, channel_map, is_layer
+from passfx.analysis.leaves import forms
 from passfx.graph.editor import Editor, Match, refuse
-from passfx.graph.query import is_call, tensor
+from passfx.graph.query import arguments, is_call
+from passfx.graph.shapes import elements, known_tensor
 from passfx.passes.base import Found, Pass
 
-aten = ops.aten
+aten = torch.ops.aten
 
 
 class NormBeforeCat(Pass):
@@ -65,31 +59,23 @@ class NormBeforeCat(Pass):
         affine, slices = match.data
         parts = []
         for part, channels in slices.items():
-            fake = tensor(part)
-            assert fake is not None
-            new = {affine.source: part}
+            fake, new = known_tensor(part), {affine.source: part}
             for read, exact in affine.operands(fake.ndim, channels).items():
                 new[read] = editor.constant(exact, fake.dtype, str(read.target))
-            target, args, kwargs = rebound(affine.node, new)
-            parts.append(editor.call(target, *args, **kwargs))
+            parts.append(editor.again(affine.node, new))
         return editor.call(aten.cat.default, parts, 1)
 
 
 def _slices(cat: Node) -> Iterator[tuple[Node, slice]]:
     """The parts of a concatenation of channels, and which channels they are."""
-    out = tensor(cat)
-    if out is None or not is_call(cat, aten.cat):
+    if not is_call(cat, aten.cat):
         return
-    parts = cat.args[0]
-    dim = cat.args[1] if len(cat.args) > 1 else 0
-    assert isinstance(parts, list | tuple)
-    fakes = [fake for fake in map(tensor, parts) if fake is not None]
-    if not isinstance(dim, int) or dim % out.ndim != 1 or len({*parts}) < len(parts):
+    parts, dim = arguments(cat).values()
+    out, fakes = known_tensor(cat), [*map(known_tensor, parts)]
+    if dim % out.ndim != 1 or len({*parts}) < len(parts):
         return
-    if any(fake.ndim != out.ndim or fake.dtype != out.dtype for fake in fakes):
-        return
-    counts = [fake.shape[1] for fake in fakes]
-    if all(isinstance(count, int) for count in counts):
+    counts = [fake.shape[1] for fake in fakes if (fake.ndim, fake.dtype) == (out.ndim, out.dtype)]
+    if len(counts) == len(parts) and all(isinstance(count, int) for count in counts):
         ends = pairwise(accumulate(counts, initial=0))
         yield from ((part, slice(*end)) for part, end in zip(parts, ends, strict=True))
 

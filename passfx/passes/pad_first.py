@@ -3,19 +3,22 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, ops
+from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 
-from passfx.analysis.forms import compose, forms, spatial_sizes
+from passfx.analysis.forms import compose, spatial_sizes
+from passfx.analysis.leaves import forms
+from passfx.graph import ops
 from passfx.graph.editor import Editor, Match, refuse
 from passfx.graph.evaluate import evaluate
-from passfx.graph.query import arguments, hint, is_call, tensor
+from passfx.graph.query import arguments, is_call, reached
+from passfx.graph.shapes import hint, known_tensor
 from passfx.passes.base import Found, Pass
 from passfx.verify.certificate import CERTIFICATE_TOLERANCE
 from passfx.verify.error import relative_error
 
-aten = ops.aten
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -45,26 +48,25 @@ class PadFirst(Pass):
     def match(self, node: Node) -> Found:
         pad = node
         while is_call(pad, aten.slice_scatter):
-            assert isinstance(pad.args[0], Node)
-            pad = pad.args[0]
-        if not is_call(pad, aten.constant_pad_nd, aten.pad):
+            pad = pad.all_input_nodes[0]
+        if not is_call(pad, *ops.PADS):
             return None
         bound = arguments(pad)
-        y, fake = bound["self"], tensor(bound["self"])
+        y, rank = bound["self"], known_tensor(bound["self"]).ndim - 2
         written = any(is_call(user, aten.slice_scatter) for user in node.users)
-        if bound.get("mode", "constant") != "constant" or fake is None or written:
+        if bound.get("mode", "constant") != "constant" or written:
             return None
         if pad is node and not bound["value"]:
             return None
         layers, bias = _layers(y)
         if not layers or not any(any(forms(user)) for user in node.users):
             return None
-        if pad is not node and None in spatial_sizes(y, fake.ndim - 2):
+        if pad is not node and None in spatial_sizes(y, rank):
             return refuse(node, "its sides are assigned to, and its size is dynamic")
         border = _between(y, node)
         if border is None:
             return None
-        value = bias.reshape(-1, *(1,) * (fake.ndim - 2))
+        value = bias.reshape(-1, *(1,) * rank)
         error = _border_error(y, node, border, bound["pad"], value)
         if error > CERTIFICATE_TOLERANCE:
             last = layers[-1].name
@@ -74,23 +76,21 @@ class PadFirst(Pass):
         return Match(node, nodes, what, _Border(layers, bound["pad"]), any_size=False)
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
-        layers, amounts = match.data.layers, match.data.amounts
-        before = next(form.source for form in forms(layers[0]))
-        result = editor.call(aten.constant_pad_nd.default, before, amounts, 0.0)
-        for layer in layers:
-            given = [result if item is before else item for item in arguments(layer).values()]
-            before, result = layer, editor.call(layer.target, *given)
+        border: _Border = match.data
+        before = forms(border.layers[0])[0].source
+        result = editor.call(aten.constant_pad_nd.default, before, border.amounts, 0.0)
+        for layer in border.layers:
+            before, result = layer, editor.again(layer, {before: result})
         return result
 
 
 def _layers(last: Node) -> tuple[tuple[Node, ...], Tensor]:
     """The layers up to `last` that read each position alone, and what they give for zeros."""
-    fake = tensor(last)
-    assert fake is not None
+    rank = known_tensor(last).ndim - 2
     layers: list[Node] = []
     form, at = None, last
     while not layers or len(at.users) == 1:
-        found = (item for item in forms(at) if item.axes == fake.ndim - 2 and item.axes)
+        found = (item for item in forms(at) if item.rank == rank and rank)
         step = next((item for item in found if item.geometry.is_local), None)
         if step is None:
             break
@@ -104,30 +104,20 @@ def _layers(last: Node) -> tuple[tuple[Node, ...], Tensor]:
 
 def _between(source: Node, node: Node) -> tuple[Node, ...] | None:
     """What computes `node` from `source` and constants; None if something else takes part."""
-    found, pending = {node}, [node]
-    while pending:
-        for read in pending.pop().all_input_nodes:
-            if read.op not in ("call_function", "get_attr"):
-                return None
-            if read not in found and read is not source:
-                found.add(read)
-                pending.append(read)
-    inner = found - {node}
-    escapes = any(user not in found for item in inner if _varies(item) for user in item.users)
-    return None if escapes else tuple(sorted(found))
-
-
-def _varies(node: Node) -> bool:
-    return is_call(node, aten.constant_pad_nd, aten.pad, aten.slice_scatter)
+    found = reached(
+        node, lambda item: (read for read in item.all_input_nodes if read is not source)
+    )
+    varying = (item for item in found if is_call(item, *ops.PADS, aten.slice_scatter))
+    escapes = any(user not in found for item in varying if item is not node for user in item.users)
+    others = any(item.op not in ("call_function", "get_attr") for item in found)
+    return None if escapes or others else tuple(found)
 
 
 def _border_error(
     source: Node, node: Node, between: tuple[Node, ...], amounts: list[int], bias: Tensor
 ) -> float:
     """How far the border that is written around zeros differs from the bias."""
-    fake = tensor(source)
-    assert fake is not None
-    zeros = torch.zeros([hint(size) for size in fake.shape], dtype=torch.float64)
+    zeros = torch.zeros([*map(hint, known_tensor(source).shape)], dtype=torch.float64)
     values = {source: zeros}
     evaluate(between, values)
     return relative_error(values[node], functional.pad(zeros - bias, amounts) + bias)

@@ -1,22 +1,15 @@
 """Pools before maps of the channels."""
 
-from torch import ops
+import torch
 from torch.fx import Node
 
-from passfx.analysis.commute import (
-    ChannelMap,
-    channel_map,
-    elements,
-    interpolation,
-    is_layer,
-    pool,
-    rebound,
-)
+from passfx.analysis.channels import ChannelMap, channel_map, is_layer, resampling
 from passfx.graph.editor import Editor, Match, refuse
-from passfx.graph.query import is_call, same_sizes, tensor
+from passfx.graph.query import is_call
+from passfx.graph.shapes import elements, known_tensor, same_sizes
 from passfx.passes.base import Found, Pass
 
-aten = ops.aten
+aten = torch.ops.aten
 
 
 class PoolFirst(Pass):
@@ -39,9 +32,8 @@ class PoolFirst(Pass):
     name = "pool-first"
 
     def match(self, node: Node) -> Found:
-        pooled = node.args[0] if _is_flattening(node) else node
-        assert isinstance(pooled, Node)
-        found = pool(pooled) or interpolation(pooled)
+        pooled = node.all_input_nodes[0] if _is_flattening(node) else node
+        found = resampling(pooled)
         affine = channel_map(found.source) if found else None
         if found is None or affine is None or any(map(_is_flattening, node.users)):
             return None
@@ -62,30 +54,23 @@ class PoolFirst(Pass):
         affine: ChannelMap = match.data
         result, old = affine.source, affine.node
         for node in match.nodes[1:]:
-            target, args, kwargs = rebound(node, {old: result})
-            result, old = editor.call(target, *args, **kwargs), node
-        before, after = tensor(affine.node), tensor(result)
-        assert before is not None
-        assert after is not None
+            result, old = editor.again(node, {old: result}), node
+        before, after = known_tensor(affine.node), known_tensor(result)
         new = {affine.source: result}
         if before.ndim != after.ndim:
             for read, exact in affine.operands(after.ndim).items():
                 new[read] = editor.constant(exact, before.dtype, str(read.target))
-        target, args, kwargs = rebound(affine.node, new)
-        return editor.call(target, *args, **kwargs)
+        return editor.again(affine.node, new)
 
 
 def _is_flattening(node: Node) -> bool:
     """Whether a node makes [batch, channels] of a [batch, channels, 1, …] that it alone reads."""
-    out, given = tensor(node), tensor(node.args[0]) if node.args else None
-    return (
-        is_call(node, aten.reshape, aten.view, aten.flatten)
-        and out is not None
-        and given is not None
-        and out.ndim == 2 < given.ndim
-        and same_sizes((*out.shape, *(1,) * (given.ndim - 2)), given.shape)
-        and len(node.all_input_nodes[0].users) == 1
-    )
+    if not is_call(node, aten.reshape, aten.view, aten.flatten):
+        return False
+    source = node.all_input_nodes[0]
+    out, given = known_tensor(node).shape, known_tensor(source).shape
+    flat = same_sizes((*out, *(1,) * (len(given) - 2)), given)
+    return len(out) == 2 < len(given) and flat and len(source.users) == 1
 
 
 def _folds_back(affine: ChannelMap) -> bool:

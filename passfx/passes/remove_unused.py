@@ -32,7 +32,7 @@ class RemoveUnused(Pass):
             if candidate not in branch and _is_unused(candidate, branch):
                 branch.add(candidate)
                 pending.extend(candidate.all_input_nodes)
-        nodes = tuple(sorted(branch, key=lambda item: item._sort_key))
+        nodes = tuple(sorted(branch))
         calls = sum(not is_constant(item) for item in nodes)
         return Match(node, nodes, f"{calls} operators reach no output")
 

@@ -10,18 +10,9 @@ from torch.fx import Node
 
 from passfx.graph.editor import Certificate, Edit
 from passfx.graph.evaluate import evaluate, widen
-from passfx.graph.query import (
-    CONVS,
-    TRANSPOSED_CONVS,
-    arguments,
-    constant,
-    hint,
-    ints,
-    is_call,
-    is_constant,
-    known_tensor,
-    value,
-)
+from passfx.graph.ops import CONVS, TRANSPOSED_CONVS
+from passfx.graph.query import arguments, constant, is_call, is_constant, value
+from passfx.graph.shapes import hint, ints, known_tensor
 from passfx.verify.error import relative_error
 
 aten = ops.aten

@@ -99,7 +99,7 @@ def test_a_disproven_edit_leaves_the_graph_as_it_was(net: GraphModule) -> None:
     assert (to_text(net), str(net.graph), set(net.state_dict())) == (text, listing, state)
     assert not editor.modified
     reason = "undone: relative error 5.0e-01 on random inputs"
-    assert editor.refusals == [Refusal(conv.name, "conv", reason)]
+    assert editor.refusals == [Refusal(conv.name, "conv", reason, undone=True)]
 
 
 def other_shape(editor: Editor, node: Node) -> Node:

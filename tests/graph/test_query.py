@@ -15,7 +15,6 @@ from passfx.graph.query import (
     arguments,
     attribute,
     constant,
-    hint,
     is_call,
     is_constant,
     is_pure,
@@ -23,12 +22,11 @@ from passfx.graph.query import (
     module_path,
     op_name,
     operators,
-    same_sizes,
-    same_type,
     source_line,
     tensor,
     value,
 )
+from passfx.graph.shapes import hint, same_sizes, same_type
 from tests.helpers import captured
 
 aten = ops.aten

@@ -1,7 +1,8 @@
-"""Average pools and 1×1 convolutions change places where that is exact and predicted faster."""
+"""Pools or interpolation and 1×1 convolutions change places where that is exact and faster."""
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from passfx.graph.evaluate import run_flat
 from passfx.graph.query import operators
 from passfx.graph.text import to_text
 from passfx.passes.collapse import Collapse
-from passfx.passes.move_pools import MovePools
+from passfx.passes.move_resampling import MoveResampling
 from passfx.target import CPU
 from passfx.verify.error import relative_error
 from tests.helpers import apply, assert_preserves, assert_same_structure, captured, ops, randomize
@@ -27,6 +28,7 @@ from tests.passes.strategies import Model, run
 Function = Callable[..., Any]
 DYNAMIC = torch.export.Dim.DYNAMIC
 pool = functional.avg_pool2d
+upsample = functional.interpolate
 
 
 def randn(*shape: int) -> Tensor:
@@ -38,7 +40,7 @@ def move(
 ) -> tuple[nn.Module, GraphModule, Editor]:
     """A float64 model with random norms, the graph it becomes, and the record."""
     model = randomize(Model(function, **parts).double())
-    return model, *apply(MovePools(), model, *inputs, **(options or {}))
+    return model, *apply(MoveResampling(), model, *inputs, **(options or {}))
 
 
 # ------------------------------------------------------------------------------------------- fires
@@ -61,7 +63,7 @@ class Transition(nn.Module):
 def test_the_transition_of_densenet_pools_first() -> None:
     x = randn(2, 64, 14, 14)
     model = randomize(Transition(False).double())
-    graph, editor = apply(MovePools(), model, x)
+    graph, editor = apply(MoveResampling(), model, x)
     assert_same_structure(graph, Transition(True).double(), x)
     assert_preserves(graph, model, [x])
     (rewrite,) = editor.rewrites
@@ -100,7 +102,7 @@ def test_the_macs_of_dense_blocks_fall() -> None:
     saved = graph_cost(captured(model, x).graph_module).macs - graph_cost(graph).macs
     assert saved == 64 * 32 * (28 * 28 * 3 // 4 + 14 * 14 * 3 // 4)
     assert_preserves(graph, model, [x])
-    assert not MovePools().run(graph).modified
+    assert not MoveResampling().run(graph).modified
 
 
 class Branch(nn.Module):
@@ -127,11 +129,11 @@ class Branch(nn.Module):
 def test_the_pool_branch_of_inception_pools_last(counts: bool) -> None:
     x = randn(1, 192, 9, 10)
     model = randomize(Branch(True, counts).double())
-    graph, editor = apply(MovePools(), model, x)
+    graph, editor = apply(MoveResampling(), model, x)
     assert_same_structure(graph, Branch(False, counts).double(), x)
     assert len(editor.rewrites) == 1
     assert_preserves(graph, model, [x])
-    assert not MovePools().run(graph).modified
+    assert not MoveResampling().run(graph).modified
 
 
 def test_a_bias_is_added_after_a_pool_that_counts_zeros() -> None:
@@ -270,6 +272,118 @@ def test_the_collapse_reaches_what_it_reached_before() -> None:
     assert_preserves(graph, model, [x])
 
 
+class Head(nn.Module):
+    """The head of a segmentation model: classes of features, at the size of the image."""
+
+    def __init__(self, upsamples_first: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(32, 19, 1)
+        self.norm = nn.BatchNorm2d(19)
+        self.upsamples_first = upsamples_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        larger = partial(upsample, scale_factor=2, mode="bilinear")
+        if self.upsamples_first:
+            return self.norm(self.conv(larger(x))).relu()
+        return larger(self.norm(self.conv(x))).relu()
+
+
+def test_classes_come_before_the_size_of_the_image() -> None:
+    x = randn(2, 32, 7, 9)
+    model = randomize(Head(True).double())
+    graph, editor = apply(MoveResampling(), model, x)
+    assert_same_structure(graph, Head(False).double(), x)
+    assert_preserves(graph, model, [x])
+    (rewrite,) = editor.rewrites
+    assert rewrite.removed == ("upsample_bilinear2d", "conv2d", "batch_norm")
+    assert graph_cost(graph).macs * 4 == graph_cost(captured(model, x).graph_module).macs
+    seconds = sum(node_seconds(node, CPU.profile) for node in operators(graph)[:-1])
+    assert f": {seconds * 1e6:.1f} µs instead of" in rewrite.what
+    assert not MoveResampling().run(graph).modified
+
+
+# Of [2, 6, 5, 7], or of another number of dimensions.
+INTERPOLATIONS: dict[str, Function] = {
+    "nearest": lambda x: upsample(x, scale_factor=2),
+    "nearest to a size": lambda x: upsample(x, size=(11, 8)),
+    "nearest-exact": lambda x: upsample(x, size=(11, 8), mode="nearest-exact"),
+    "bilinear": lambda x: upsample(x, scale_factor=1.7, mode="bilinear"),
+    "bilinear, corners": lambda x: upsample(x, size=(9, 16), mode="bilinear", align_corners=True),
+    "bicubic": lambda x: upsample(x, scale_factor=2, mode="bicubic"),
+    "bicubic, corners": lambda x: upsample(x, size=(9, 16), mode="bicubic", align_corners=True),
+    "bilinear, antialiased": lambda x: upsample(x, size=(9, 16), mode="bilinear", antialias=True),
+    "bicubic, antialiased": lambda x: upsample(x, size=(9, 16), mode="bicubic", antialias=True),
+    "recomputed scale": lambda x: upsample(
+        x, scale_factor=1.9, mode="bilinear", recompute_scale_factor=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INTERPOLATIONS)
+def test_every_interpolation_of_images(name: str) -> None:
+    function, x = INTERPOLATIONS[name], randn(2, 6, 5, 7)
+    model, graph, editor = move(lambda m, x: m.conv(function(x)), x, conv=nn.Conv2d(6, 6, 1))
+    expected = Model(lambda m, x: function(m.conv(x)), conv=nn.Conv2d(6, 6, 1)).double()
+    assert_same_structure(graph, expected, x)
+    assert len(editor.rewrites) == 1
+    assert_preserves(graph, model, [x])
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "linear"])
+def test_interpolation_of_signals(mode: str) -> None:
+    x, conv = randn(2, 6, 9), nn.Conv1d(6, 4, 1, groups=2)
+    model, graph, editor = move(
+        lambda m, x: m.conv(upsample(x, scale_factor=2, mode=mode)), x, conv=conv
+    )
+    assert len(editor.rewrites) == 1
+    assert_preserves(graph, model, [x])
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "trilinear"])
+def test_interpolation_of_volumes(mode: str) -> None:
+    x, conv = randn(1, 4, 3, 4, 5), nn.Conv3d(4, 4, 1)
+    model, graph, editor = move(
+        lambda m, x: m.conv(upsample(x, size=(5, 7, 8), mode=mode)), x, conv=conv
+    )
+    assert len(editor.rewrites) == 1
+    assert_preserves(graph, model, [x])
+
+
+def test_a_smaller_size_comes_before_the_convolution() -> None:
+    x = randn(2, 8, 14, 12)
+    half = partial(upsample, scale_factor=0.5, mode="bilinear")
+    parts = {"conv": nn.Conv2d(8, 8, 1), "norm": nn.BatchNorm2d(8)}
+    model, graph, editor = move(lambda m, x: half(m.norm(m.conv(x))), x, **parts)
+    expected = Model(lambda m, x: m.norm(m.conv(half(x))), **parts).double()
+    assert_same_structure(graph, expected, x)
+    assert len(editor.rewrites) == 1
+    assert_preserves(graph, model, [x])
+    assert not MoveResampling().run(graph).modified
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
+def test_dynamic_sizes_of_an_interpolation(mode: str) -> None:
+    def forward(m: Any, x: Tensor, y: Tensor) -> Tensor:
+        z = m.conv(upsample(x.relu(), size=y.shape[2:], mode=mode))
+        return z + y + m.conv(upsample(x, scale_factor=2, mode=mode)).mean()
+
+    x, y = randn(2, 8, 6, 7), randn(2, 4, 12, 15)
+    model, graph, editor = move(
+        forward,
+        x,
+        y,
+        options={
+            "dynamic_shapes": {
+                "inputs": ({0: DYNAMIC, 2: DYNAMIC}, {0: DYNAMIC, 2: DYNAMIC, 3: DYNAMIC})
+            }
+        },
+        conv=nn.Conv2d(8, 4, 1),
+    )
+    assert len(editor.rewrites) == 2
+    assert_preserves(graph, model, [x, y])
+    assert_preserves(graph, model, [randn(3, 8, 9, 7), randn(3, 4, 17, 11)])
+
+
 # ------------------------------------------------------------------------------- refuses and keeps
 
 
@@ -283,13 +397,30 @@ def pool_read_twice(m: Any, x: Tensor) -> Any:
     return m.narrow(y), y.relu()
 
 
+def larger(x: Tensor) -> Tensor:
+    return upsample(x, scale_factor=2)
+
+
+def interpolation_read_twice(m: Any, x: Tensor) -> Any:
+    y = larger(x)
+    return m.same(y), y.relu()
+
+
 REFUSED: dict[str, tuple[Function, str]] = {
     "1. slower": (
         lambda m, x: pool(m.narrow(x), 3, 2),
         r"avg_pool2d before conv2d would take 6,400 MACs and .* µs, .* µs as is",
     ),
+    "1. slower interpolation": (
+        lambda m, x: upsample(m.narrow(x), scale_factor=0.9),
+        "_nearest2d before conv2d would take .* MACs and .* µs, .* µs as is",
+    ),
     "2. a convolution that is read twice": (read_twice, "conv2d is also read by relu"),
     "2. a pool that is read twice": (pool_read_twice, "avg_pool2d is also read by relu"),
+    "2. an interpolation that is read twice": (
+        interpolation_read_twice,
+        "_nearest2d is also read by relu",
+    ),
     "3. a bias before counted zeros": (
         lambda m, x: pool(m.same(x), 3, 2, 1),
         "a bias would not pass through: the weights of avg_pool2d do not add up to 1",
@@ -332,6 +463,13 @@ def test_refuses(name: str) -> None:
 KEPT: dict[str, Function] = {
     "1. narrow before a pool of every position": lambda m, x: pool(m.narrow(x), 3, 1, 1),
     "1. wide after a pool": lambda m, x: m.wide(pool(x, 2)),
+    "1. interpolation after a convolution": lambda m, x: larger(m.same(x)),
+    "1. one size": lambda m, x: m.same(upsample(x, scale_factor=1.0, mode="bilinear")),
+    "4. a stride after interpolation": lambda m, x: m.strided(larger(x)),
+    "4. a larger kernel after interpolation": lambda m, x: m.large(larger(x)),
+    "4. computed weights after interpolation": lambda m, x: functional.conv2d(
+        larger(x), m.same.weight + x.mean()
+    ),
     "4. a stride": lambda m, x: pool(m.strided(x), 2),
     "4. padding": lambda m, x: pool(m.padded(x), 2),
     "4. a larger kernel": lambda m, x: pool(m.large(x), 2),
@@ -342,7 +480,9 @@ KEPT: dict[str, Function] = {
     "a mean over the channels": lambda m, x: m.same(x).mean((1, 2), keepdim=True),
     "a mean over everything": lambda m, x: m.same(x).mean(),
     "a mean that drops the rows": lambda m, x: m.same(x).mean(2),
+    "a shuffle": lambda m, x: functional.pixel_shuffle(m.same(x), 2),
     "something between": lambda m, x: pool(m.same(x).relu(), 2),
+    "something after interpolation": lambda m, x: m.same(larger(x).relu()),
 }
 
 
@@ -356,7 +496,7 @@ def test_keeps(name: str) -> None:
 
 def test_half_precision_moves_in_its_own_dtype() -> None:
     model = Model(lambda m, x: pool(m.conv(x), 2), conv=nn.Conv2d(16, 16, 1)).bfloat16()
-    graph, editor = apply(MovePools(), model, x := torch.randn(1, 16, 8, 8).bfloat16())
+    graph, editor = apply(MoveResampling(), model, x := torch.randn(1, 16, 8, 8).bfloat16())
     assert editor.modified
     assert run(graph, x)[0].dtype == torch.bfloat16
 
@@ -366,7 +506,7 @@ def test_half_precision_moves_in_its_own_dtype() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
-def test_every_move_is_exact(data: st.DataObject) -> None:
+def test_every_move_of_a_pool_is_exact(data: st.DataObject) -> None:
     def draw(low: int, high: int) -> int:
         return data.draw(st.integers(low, high))
 
@@ -399,4 +539,33 @@ def test_every_move_is_exact(data: st.DataObject) -> None:
     assert not any("undone" in refusal.reason for refusal in editor.refusals)
     wanted = run_flat(captured(model, x).graph_module, [x])
     assert relative_error(run_flat(graph, [x]), wanted) <= 1e-10
-    assert not MovePools().run(graph).modified
+    assert not MoveResampling().run(graph).modified
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_every_move_of_an_interpolation_is_exact(data: st.DataObject) -> None:
+    def draw(low: int, high: int) -> int:
+        return data.draw(st.integers(low, high))
+
+    torch.manual_seed(draw(0, 1000))
+    mode = data.draw(st.sampled_from(["nearest", "nearest-exact", "bilinear", "bicubic"]))
+    options: dict[str, Any] = {"size": (draw(1, 15), draw(1, 15)), "mode": mode}
+    if mode.startswith("bi"):
+        options |= {"align_corners": data.draw(st.booleans())}
+        options |= {"antialias": data.draw(st.booleans())}
+    groups = draw(1, 2)
+    channels, out = groups * draw(1, 20), groups * draw(1, 20)
+    first, normed = data.draw(st.booleans()), data.draw(st.booleans())
+
+    def function(m: Any, x: Tensor) -> Tensor:
+        x = m.conv(upsample(x, **options) if first else x)
+        x = m.norm(x) if normed else x
+        return x if first else upsample(x, **options)
+
+    x = randn(draw(1, 2), channels, draw(1, 10), draw(1, 10))
+    conv = nn.Conv2d(channels, out, 1, groups=groups, bias=data.draw(st.booleans()))
+    model, graph, editor = move(function, x, conv=conv, norm=nn.BatchNorm2d(out))
+    assert not any("undone" in refusal.reason for refusal in editor.refusals)
+    assert_preserves(graph, model, [x])
+    assert not MoveResampling().run(graph).modified

@@ -1,0 +1,64 @@
+"""The sizes and types of the tensors of a captured graph; a dynamic size is a symbol."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from passfx.graph.query import tensor
+
+Size = int | torch.SymInt
+
+
+def known_tensor(node: Any) -> Tensor:
+    """The fake tensor of a node that must have one."""
+    fake = tensor(node)
+    assert fake is not None
+    return fake
+
+
+def hint(size: Size) -> int:
+    """A size as a number: for a dynamic one, that of the captured example."""
+    if isinstance(size, int):
+        return size
+    example: Any = size.node.hint
+    return int(example)
+
+
+def elements(node: Any) -> int:
+    """The number of elements of a node's tensor, at the example's sizes."""
+    return math.prod(map(hint, known_tensor(node).shape))
+
+
+def nbytes(node: Any) -> int:
+    """The bytes of a node's tensor, at the example's sizes."""
+    return elements(node) * known_tensor(node).element_size()
+
+
+def dtypes(nodes: Iterable[Any]) -> set[torch.dtype]:
+    """The dtypes of those of some nodes that hold a tensor."""
+    return {fake.dtype for fake in map(tensor, nodes) if fake is not None}
+
+
+def same_sizes(a: Iterable[Size], b: Iterable[Size]) -> bool:
+    """Whether two shapes agree for every size that a dynamic dimension may take."""
+    a, b = tuple(a), tuple(b)
+    pairs = zip(a, b, strict=False)
+    return len(a) == len(b) and all(statically_known_true(x == y) for x, y in pairs)
+
+
+def same_type(a: Any, b: Any) -> bool:
+    """Whether two nodes hold tensors of provably equal shape, dtype and device."""
+    x, y = tensor(a), tensor(b)
+    if x is None or y is None or (x.dtype, x.device) != (y.dtype, y.device):
+        return False
+    return same_sizes(x.shape, y.shape)
+
+
+def ints(given: Any, count: int = 1) -> tuple[int, ...]:
+    """An argument that is a number, or one for each of `count` dimensions."""
+    items = tuple(given) if isinstance(given, list | tuple) else (given,)
+    return items * count if len(items) == 1 else items
