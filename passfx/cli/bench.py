@@ -10,6 +10,7 @@ from passfx.cli.options import ARGUMENTS, RUNTIME, SEED, WEIGHTS, output
 from passfx.cli.output import Output
 from passfx.errors import SourceError
 from passfx.export.settings import PRECISIONS
+from passfx.source.spec import SourceSpec
 
 if TYPE_CHECKING:
     from passfx.jobs.bench import BenchSettings
@@ -62,7 +63,6 @@ def bench(
     from passfx.report.console import print_bench
     from passfx.report.html import bench_to_html
     from passfx.source.inputs import parse_argument
-    from passfx.source.spec import SourceSpec
 
     files = [Path(item) for item in sources if item.endswith(".onnx")]
     models = [item for item in sources if not item.endswith(".onnx")]
@@ -70,15 +70,10 @@ def bench(
         raise SourceError(f"one SOURCE can be raced at a time, not {', '.join(models)}")
     if not models and (weights or arguments):
         raise SourceError("--weights and --arg are for a SOURCE, not for ONNX files")
-    given = dict(map(parse_argument, arguments))
+    named: dict[str, Any] = {"arguments": dict(map(parse_argument, arguments))}
+    shapes, seed = settings.shapes, settings.seed
     specs = [
-        SourceSpec(
-            text,
-            arguments=given,
-            weights=weights,
-            input_shapes=settings.shapes,
-            seed=settings.seed,
-        )
+        SourceSpec(text, weights=weights, input_shapes=shapes, seed=seed, **named)
         for text in models
     ]
     with out.progress() as progress:

@@ -7,17 +7,17 @@ from passfx.cli.command import FILE, command, option
 from passfx.cli.options import EXPORT, OUTPUT, PLAN, SOURCE
 from passfx.cli.output import Output
 from passfx.export.settings import ExportSettings
+from passfx.source.spec import SourceSpec
 
 if TYPE_CHECKING:
     from passfx.pipeline import Plan
-    from passfx.source.spec import SourceSpec
 
 _OUTPUT = option("-o", "--output", type=FILE, required=True, help="The file to write.")
 
 
 @command("spec", _OUTPUT, spec=SOURCE, settings=EXPORT, plan=PLAN, out=OUTPUT)
 def convert(
-    spec: "SourceSpec", plan: "Plan", output: Path, settings: ExportSettings, out: Output
+    spec: SourceSpec, plan: "Plan", output: Path, settings: ExportSettings, out: Output
 ) -> None:
     """Convert SOURCE to an optimised ONNX file.
 

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 from passfx.cli.command import command
 from passfx.cli.options import OUTPUT, PROVEN_PLAN, SOURCE
 from passfx.cli.output import Output
+from passfx.source.spec import SourceSpec
 
 if TYPE_CHECKING:
     from passfx.pipeline import Plan
-    from passfx.source.spec import SourceSpec
 
 
 @command(spec=SOURCE, plan=PROVEN_PLAN, out=OUTPUT)
-def inspect(spec: "SourceSpec", plan: "Plan", out: Output) -> None:
+def inspect(spec: SourceSpec, plan: "Plan", out: Output) -> None:
     """Show the shortcuts of SOURCE and what each pass does to it.
 
     SOURCE is file.py:factory, package.module:factory, timm:NAME, torchvision:NAME or file.pt2.

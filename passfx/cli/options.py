@@ -8,11 +8,11 @@ from passfx.cli.command import ABOVE_ZERO, FILE, Group, option
 from passfx.cli.output import Output
 from passfx.errors import SourceError
 from passfx.export.settings import OPSETS, PRECISIONS, ExportSettings
+from passfx.source.spec import SourceSpec
 from passfx.target import CPU, TARGETS
 
 if TYPE_CHECKING:
     from passfx.pipeline import Plan
-    from passfx.source.spec import SourceSpec
 
 MODEL = click.Argument(["model"], type=FILE, metavar="MODEL.onnx")
 QUIET = option("-q", "--quiet", is_flag=True, help="Print errors only.")
@@ -29,9 +29,8 @@ _NO_VERIFY = option("--no-verify", is_flag=True, help="Do not prove the rewrites
 
 def _source_spec(
     arguments: tuple[str, ...], dynamic_axes: tuple[str, ...], **given: Any
-) -> "SourceSpec":
+) -> SourceSpec:
     from passfx.source.inputs import parse_argument
-    from passfx.source.spec import SourceSpec
 
     return SourceSpec(
         arguments=dict(map(parse_argument, arguments)),

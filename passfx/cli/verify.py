@@ -1,18 +1,15 @@
 """`passfx verify`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from passfx.cli.command import command
 from passfx.cli.options import MODEL, OUTPUT, RTOL, SOURCE
 from passfx.cli.output import Output
-
-if TYPE_CHECKING:
-    from passfx.source.spec import SourceSpec
+from passfx.source.spec import SourceSpec
 
 
 @command("spec", MODEL, RTOL, spec=SOURCE, out=OUTPUT)
-def verify(spec: "SourceSpec", model: Path, rtol: float | None, out: Output) -> None:
+def verify(spec: SourceSpec, model: Path, rtol: float | None, out: Output) -> None:
     """Prove an ONNX file against its SOURCE, whoever wrote it.
 
     Both run on the same samples, SOURCE in float64; the exit code is 1 where they disagree. Give

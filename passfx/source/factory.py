@@ -5,22 +5,18 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 
 from passfx.errors import SourceError
 from passfx.source.call import call
-from passfx.source.spec import FORMS
+from passfx.source.spec import FORMS, Arguments, Loaded
 from passfx.source.weights import some
 
 
-def factory_model(
-    text: str, arguments: Mapping[str, Any]
-) -> tuple[torch.nn.Module, Callable[[], Any] | None]:
+def factory_model(text: str, arguments: Arguments) -> Loaded:
     """What the factory returns, and the function `example_inputs` beside it, if there is one."""
     place, _, name = text.rpartition(":")
     if not place or not name or "/" in name:

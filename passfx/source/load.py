@@ -1,9 +1,8 @@
 """A source or a model, as the user names it, with example inputs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -13,16 +12,13 @@ from passfx.source.call import call
 from passfx.source.factory import factory_model
 from passfx.source.inputs import as_inputs, dynamic_shapes, parse_input_shape, random_inputs
 from passfx.source.program import load_program
-from passfx.source.spec import Source, SourceSpec
+from passfx.source.spec import Arguments, Loaded, Source, SourceSpec
 from passfx.source.timm import timm_model
 from passfx.source.torchvision import torchvision_model
 from passfx.source.weights import load_weights
 
-Loader = Callable[[str, Mapping[str, Any]], tuple[Any, Any]]
-
-# Which sources are of a form, and what gives their model and the inputs that are declared beside
-# it (a value, a function, or None).
-_FORMS: tuple[tuple[Callable[[str], bool], Loader], ...] = (
+# Which sources are of a form, and what loads them.
+_FORMS: tuple[tuple[Callable[[str], bool], Callable[[str, Arguments], Loaded]], ...] = (
     (lambda text: text.endswith(".pt2"), load_program),
     (lambda text: text.startswith("timm:"), timm_model),
     (lambda text: text.startswith("torchvision:"), torchvision_model),

@@ -1,16 +1,14 @@
 """file.pt2: a program that torch.export saved."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.export import ExportedProgram
 
 from passfx.errors import SourceError, first_line
+from passfx.source.spec import Arguments, Loaded
 
 
-def load_program(text: str, arguments: Mapping[str, Any]) -> tuple[ExportedProgram, None]:
+def load_program(text: str, arguments: Arguments) -> Loaded:
     """The program of a file, which takes no arguments; it has its own example inputs."""
     path = Path(text)
     if not path.is_file():

@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.nn import Module
 
+# What a form's file gives: a model, and the inputs that are declared beside it, if there are any,
+# as a value or a function.
+Arguments = Mapping[str, Any]
+Loaded = tuple[Any, Any]
+
 FORMS = "file.py:factory, package.module:factory, timm:NAME, torchvision:NAME or file.pt2"
 
 

@@ -1,17 +1,13 @@
 """timm:NAME."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import torch
 
 from passfx.errors import SourceError
+from passfx.source.spec import Arguments, Loaded
 from passfx.source.zoo import build, unknown, zoo
 
 
-def timm_model(
-    text: str, arguments: Mapping[str, Any]
-) -> tuple[torch.nn.Module, Callable[[], Any]]:
+def timm_model(text: str, arguments: Arguments) -> Loaded:
     """The model, and an image of the size that its configuration declares."""
     timm, name = zoo("timm"), text.removeprefix("timm:")
     if not timm.is_model(name):

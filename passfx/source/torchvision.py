@@ -1,18 +1,15 @@
 """torchvision:NAME."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 
 from passfx.errors import SourceError
+from passfx.source.spec import Arguments, Loaded
 from passfx.source.zoo import build, unknown, zoo
 
 
-def torchvision_model(
-    text: str, arguments: Mapping[str, Any]
-) -> tuple[torch.nn.Module, Callable[[], Any] | None]:
+def torchvision_model(text: str, arguments: Arguments) -> Loaded:
     """The model, and an image of the size that its weights were trained for, if they say so."""
     models, name = zoo("torchvision").models, text.removeprefix("torchvision:")
     if name not in models.list_models():
