@@ -40,15 +40,9 @@ class Conv:
     @property
     def geometry(self) -> Geometry:
         """The shape of the form."""
-        return Geometry(
-            self.weight.shape[1] * self.groups,
-            self.weight.shape[0],
-            self.axes,
-            self.groups,
-            bool(self.bias.any()),
-            self.border,
-            self.transposed,
-        )
+        out, inside, *_ = self.weight.shape
+        given, biased = inside * self.groups, bool(self.bias.any())
+        return Geometry(given, out, self.axes, self.groups, biased, self.border, self.transposed)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the form to [batch, in, *sizes], in float64."""
@@ -89,11 +83,10 @@ class Conv:
         weight = w1.new_zeros(groups, w2.shape[1], w1.shape[2], *shape.kernel)
         columns = w2.reshape(*w2.shape[:3], -1)
         for number, taps in enumerate(product(*map(range, after.geometry.kernel))):
+            axes = zip(shape.axes, self.axes, after.axes, taps, strict=True)
             window = tuple(
                 axis.position(first, offset=first.stride * (second.first + second.dilation * tap))
-                for axis, first, second, tap in zip(
-                    shape.axes, self.axes, after.axes, taps, strict=True
-                )
+                for axis, first, second, tap in axes
             )
             mixed = torch.einsum("gom,gmc...->goc...", columns[..., number], w1)
             _window(weight, window).add_(mixed)
@@ -122,8 +115,7 @@ class Conv:
         """The forms of consecutive ranges of output channels."""
         dense = self.densify()
         parts = (torch.split(item, list(sizes)) for item in (dense.weight, dense.bias))
-        pairs = zip(*parts, strict=True)
-        return [replace(dense, weight=weight, bias=bias) for weight, bias in pairs]
+        return [replace(dense, weight=w, bias=b) for w, b in zip(*parts, strict=True)]
 
     def densify(self, groups: int = 1) -> "Conv":
         """The same form with fewer groups, which must divide the present ones."""
@@ -172,13 +164,10 @@ class Conv:
             first, last = used[0], used[-1]
             jump = math.gcd(*(tap - first for tap in used)) or 1
             kept = torch.arange(first, last + 1, jump)
-            cropped = Axis(
-                len(kept),
-                axis.stride,
-                axis.low - axis.dilation * first,
-                axis.high - axis.dilation * (axis.taps - 1 - last),
-                axis.dilation * jump if len(kept) > 1 else 1,
-            )
+            low = axis.low - axis.dilation * first
+            high = axis.high - axis.dilation * (axis.taps - 1 - last)
+            gap = axis.dilation * jump if len(kept) > 1 else 1
+            cropped = Axis(len(kept), axis.stride, low, high, gap)
             form = form._with_axis(number, cropped, form.weight.index_select(number + 2, kept))
         return form
 

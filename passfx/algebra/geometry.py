@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 Ints = tuple[int, ...]
-Pairs = tuple[tuple[int, int], ...]
 Sizes = Sequence[int | None]
 
 
@@ -110,11 +109,8 @@ class Axis:
         """Why the two have not one stride and one size for an input of this size, or None."""
         if self.stride != other.stride:
             return f"the branches have strides {self.stride} and {other.stride}"
-        if self.excess != other.excess and (
-            size is None or self.output_size(size) != other.output_size(size)
-        ):
-            return "the branches have different sizes"
-        return None
+        alike = size is not None and self.output_size(size) == other.output_size(size)
+        return None if alike or self.excess == other.excess else "the branches have different sizes"
 
 
 @dataclass(frozen=True)
@@ -170,34 +166,29 @@ class Geometry:
         """The shape of `after` applied to the result of `self`."""
         if after.is_pointwise:
             return replace(self, biased=self.biased or after.biased)
-        return Geometry(
-            self.channels_in,
-            after.channels_out,
-            tuple(a.then(b) for a, b in zip(self.axes, after.axes, strict=True)),
-            math.gcd(self.groups, after.groups),
+        axes = tuple(a.then(b) for a, b in zip(self.axes, after.axes, strict=True))
+        counts, groups = (self.channels_in, after.channels_out), math.gcd(self.groups, after.groups)
+        biased, border = (
             self.biased or after.biased,
             self.border if self.is_padded else after.border,
-            after.transposed,
         )
+        return Geometry(*counts, axes, groups, biased, border, after.transposed)
 
     def plus(self, other: "Geometry") -> "Geometry":
         """The shape of the sum of two results of one input."""
-        groups = math.gcd(self.groups, other.groups)
-        return self._joined(other, self.channels_out, groups)
+        return self._joined(other, self.channels_out, math.gcd(self.groups, other.groups))
 
     def beside(self, other: "Geometry") -> "Geometry":
         """The shape of both results stacked."""
         return self._joined(other, self.channels_out + other.channels_out, 1)
 
     def _joined(self, other: "Geometry", channels_out: int, groups: int) -> "Geometry":
-        return Geometry(
-            self.channels_in,
-            channels_out,
-            tuple(a.plus(b) for a, b in zip(self.axes, other.axes, strict=True)),
-            groups,
+        axes = tuple(a.plus(b) for a, b in zip(self.axes, other.axes, strict=True))
+        biased, border = (
             self.biased or other.biased,
             self.border if self.is_padded else other.border,
         )
+        return Geometry(self.channels_in, channels_out, axes, groups, biased, border)
 
     def then_failure(self, after: "Geometry", sizes: Sizes) -> str | None:
         """Why `then` is not exact for inputs of these spatial sizes, or None.
@@ -215,10 +206,8 @@ class Geometry:
             return None if self.is_local else f"its border is {after.border}, of values in between"
         if after.is_padded and self.is_padded and self.border != "zeros":
             return f"its padding is zeros, that of the operator before {self.border}"
-        failures = (
-            a.then_failure(b, self.biased, size)
-            for a, b, size in zip(self.axes, after.axes, sizes, strict=True)
-        )
+        axes = zip(self.axes, after.axes, sizes, strict=True)
+        failures = (a.then_failure(b, self.biased, size) for a, b, size in axes)
         return next(filter(None, failures), None)
 
     def plus_failure(self, other: "Geometry", sizes: Sizes) -> str | None:
@@ -227,10 +216,8 @@ class Geometry:
             return "one of the branches is a transposed convolution"
         if self.is_padded and other.is_padded and self.border != other.border:
             return f"the branches have {self.border} and {other.border} at the border"
-        failures = (
-            a.plus_failure(b, size) for a, b, size in zip(self.axes, other.axes, sizes, strict=True)
-        )
-        return next(filter(None, failures), None)
+        axes = zip(self.axes, other.axes, sizes, strict=True)
+        return next(filter(None, (a.plus_failure(b, size) for a, b, size in axes)), None)
 
     def macs(self, sizes: Sequence[int]) -> int:
         """Multiply-accumulates for one input of these spatial sizes."""

@@ -8,12 +8,11 @@ their biases only where the weights of every output add up to 1.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
 from passfx.analysis.leaves import forms
-from passfx.graph import ops
+from passfx.graph.ops import ADAPTIVE_POOLS, ARITHMETIC, AVERAGE_POOLS, INTERPOLATIONS, LAYERS, aten
 from passfx.graph.query import (
     arguments,
     constant,
@@ -25,8 +24,6 @@ from passfx.graph.query import (
 )
 from passfx.graph.shapes import elements, ints, known_tensor
 from passfx.target import Profile
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def resampling(node: Node) -> Resampling | None:
     borders too, where it repeats the last position or leaves out what lies beyond and weighs the
     others more (ATen/native/UpSample.h).
     """
-    if is_call(node, *ops.INTERPOLATIONS):
+    if is_call(node, *INTERPOLATIONS):
         return Resampling(node, node.all_input_nodes[0], True)
     return _pool(node)
 
@@ -68,7 +65,7 @@ def _pool(node: Node) -> Resampling | None:
     another divisor. Where `ceil_mode` lets a window hang over the end, what hangs over beyond the
     padding is not counted (ATen/native/cpu/AvgPoolKernel.cpp).
     """
-    if not is_call(node, *ops.AVERAGE_POOLS, *ops.ADAPTIVE_POOLS, aten.mean):
+    if not is_call(node, *AVERAGE_POOLS, *ADAPTIVE_POOLS, aten.mean):
         return None
     source, bound = node.all_input_nodes[0], arguments(node)
     given = known_tensor(source)
@@ -113,7 +110,7 @@ class ChannelMap:
 def channel_map(node: Node) -> ChannelMap | None:
     """A map of each channel, the second axis, alone; None for anything else."""
     fake = tensor(node)
-    if fake is None or fake.ndim < 2 or not is_call(node, aten.batch_norm, *ops.ARITHMETIC):
+    if fake is None or fake.ndim < 2 or not is_call(node, aten.batch_norm, *ARITHMETIC):
         return None
     found = (form for form in forms(node) if form.rank == fake.ndim - 2)
     return next((ChannelMap(node, form.source, form.geometry.biased) for form in found), None)
@@ -121,12 +118,12 @@ def channel_map(node: Node) -> ChannelMap | None:
 
 def is_layer(node: Node) -> bool:
     """Whether a node is a convolution, transposed or not, or a linear layer of [batch, channels]"""
-    if not is_call(node, *ops.LAYERS) or not all(map(is_constant, parameters(node))):
+    if not is_call(node, *LAYERS) or not all(map(is_constant, parameters(node))):
         return False
     return known_tensor(node).ndim == known_tensor(arguments(node)["weight"]).ndim
 
 
 def absorbs(node: Node) -> bool:
     """Whether a map of the channels of `node` folds into it, if nothing else reads `node`."""
-    is_pool = is_call(node, *ops.AVERAGE_POOLS) and bool(forms(node))
+    is_pool = is_call(node, *AVERAGE_POOLS) and bool(forms(node))
     return is_layer(node) or is_pool or channel_map(node) is not None

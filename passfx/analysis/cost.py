@@ -4,18 +4,15 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-import torch
 from torch.fx import GraphModule, Node
 
 from passfx.algebra.geometry import Geometry
-from passfx.graph import ops
+from passfx.graph.ops import CONVS, LAYERS, MATMULS, TRANSPOSED_CONVS, aten
 from passfx.graph.query import arguments, constant, is_call, is_constant, op_name, operators, tensor
 from passfx.graph.shapes import elements, hint, known_tensor, nbytes
 from passfx.target import Profile
 
-aten = torch.ops.aten
-
-_PRODUCTS = (*ops.MATMULS, aten.addmm, aten.baddbmm, aten.mv, aten.dot)
+_PRODUCTS = (*MATMULS, aten.addmm, aten.baddbmm, aten.mv, aten.dot)
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,8 @@ def macs(node: Node) -> int:
     """
     if tensor(node) is None:
         return 0
-    if is_call(node, *ops.LAYERS):
-        positions = node.args[0] if is_call(node, *ops.TRANSPOSED_CONVS) else node
+    if is_call(node, *LAYERS):
+        positions = node.args[0] if is_call(node, *TRANSPOSED_CONVS) else node
         return elements(positions) * math.prod(
             map(hint, known_tensor(arguments(node)["weight"]).shape[1:])
         )
@@ -99,7 +96,7 @@ def node_seconds(node: Node, profile: Profile) -> float:
 
 
 def _is_depthwise(node: Node) -> bool:
-    if not is_call(node, *ops.CONVS, *ops.TRANSPOSED_CONVS):
+    if not is_call(node, *CONVS, *TRANSPOSED_CONVS):
         return False
     bound, source = arguments(node), known_tensor(node.args[0])
     return bool(bound["groups"] == source.shape[1 - known_tensor(bound["weight"]).ndim] > 1)

@@ -2,19 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from itertools import takewhile
 from typing import Any
 
-import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from passfx.graph import ops
+from passfx.graph.ops import RESHAPES, TRANSPOSES, aten
 from passfx.graph.query import arguments, is_call
 from passfx.graph.shapes import known_tensor, same_sizes, same_type
 
-aten = torch.ops.aten
-
-RESHAPES = (*ops.RESHAPES, aten.stack)  # of one
+VIEWS = (*RESHAPES, aten.stack)  # of one
 
 
 @dataclass(frozen=True)
@@ -55,16 +54,6 @@ def first_input(node: Node) -> Node | None:
     return source if isinstance(source, Node) else None
 
 
-def between(source: Node, node: Node) -> tuple[Node, ...]:
-    """The chain of first arguments from after `source` to `node`."""
-    found = [node]
-    while source not in found[0].all_input_nodes:
-        first = first_input(found[0])
-        assert first is not None
-        found.insert(0, first)
-    return tuple(found)
-
-
 def moves_nothing(node: Node, order: Sequence[int]) -> bool:
     """Whether a permutation leaves every axis longer than 1 in its place among the others."""
     sizes = zip(order, known_tensor(node).shape, strict=True)
@@ -86,51 +75,39 @@ def permutation(
 
 def shorter_chain(node: Node) -> Shorter | None:
     """Consecutive reshapes, or consecutive transposes: as nothing, or as one operator."""
-    if is_call(node, *RESHAPES):
-        return _shorter_reshapes(node)
-    return _shorter_transposes(node) if is_call(node, *ops.TRANSPOSES) else None
-
-
-def _shorter_reshapes(node: Node) -> Shorter | None:
-    chain = _chain(node, RESHAPES)
-    for source in (chain[0].all_input_nodes[0], *chain[:-1]):
-        if same_type(node, source):
-            return Shorter(between(source, node), "reshapes that cancel", source)
-    own = _own_part(chain)
-    sizes = [size if isinstance(size, int) else -1 for size in known_tensor(node).shape]
-    if len(own) < 2 or sizes.count(-1) > 1 or (-1 in sizes and 0 in sizes):
+    turns = is_call(node, *TRANSPOSES)
+    if not turns and not is_call(node, *VIEWS):
         return None
-    what, source = f"one reshape for {len(own)}", own[0].all_input_nodes[0]
-    return Shorter(own, what, source, aten.reshape.default, sizes)
-
-
-def _shorter_transposes(node: Node) -> Shorter | None:
-    chain = _chain(node, ops.TRANSPOSES)
+    chain = _chain(node, TRANSPOSES if turns else VIEWS)
     for start, first in enumerate(chain):
         nodes, source = tuple(chain[start:]), first.all_input_nodes[0]
-        if moves_nothing(node, _composed(nodes)) and same_type(node, source):
-            return Shorter(nodes, "transposes that cancel", source)
+        cancels = not turns or moves_nothing(node, _composed(nodes))
+        if cancels and same_type(node, source):
+            return Shorter(nodes, f"{'transposes' if turns else 'reshapes'} that cancel", source)
     own = _own_part(chain)
+    source = own[0].all_input_nodes[0]
     if len(own) < 2:
         return None
-    what, source = f"one permute for {len(own)}", own[0].all_input_nodes[0]
-    return Shorter(own, what, source, aten.permute.default, _composed(own))
+    if turns:
+        what = f"one permute for {len(own)}"
+        return Shorter(own, what, source, aten.permute.default, _composed(own))
+    numbers = [size if isinstance(size, int) else -1 for size in known_tensor(node).shape]
+    if numbers.count(-1) > 1 or (-1 in numbers and 0 in numbers):
+        return None
+    return Shorter(own, f"one reshape for {len(own)}", source, aten.reshape.default, numbers)
 
 
 def _composed(chain: Sequence[Node]) -> list[int]:
     """The order of the axes after all transposes of a chain."""
-    order = permutation(**arguments(chain[0]))
-    for item in chain[1:]:
-        order = [order[axis] for axis in permutation(**arguments(item))]
-    return order
+    orders = (permutation(**arguments(item)) for item in chain)
+    return reduce(lambda order, after: [order[axis] for axis in after], orders)
 
 
 def _own_part(chain: Sequence[Node]) -> tuple[Node, ...]:
     """The end of a chain whose intermediate results nothing else reads."""
-    start = len(chain) - 1
-    while start and len(chain[start - 1].users) == 1:
-        start -= 1
-    return tuple(chain[start:])
+    *inner, last = chain
+    own = [*takewhile(lambda item: len(item.users) == 1, reversed(inner))]
+    return *reversed(own), last
 
 
 def _chain(node: Node, packets: tuple[Any, ...]) -> list[Node]:

@@ -13,20 +13,10 @@ from passfx.algebra.channel import ChannelAffine
 from passfx.algebra.conv import Conv, average_pool, identity, pointwise, swap_channels
 from passfx.algebra.geometry import Axis, Geometry
 from passfx.analysis.forms import Form, channels, moved, ranks
-from passfx.graph import ops
-from passfx.graph.query import (
-    arguments,
-    constant,
-    dtype_name,
-    is_call,
-    is_constant,
-    op_name,
-    parameters,
-    tensor,
-)
+from passfx.graph import ops, query
+from passfx.graph.ops import aten
+from passfx.graph.query import arguments, constant, is_call, is_constant, op_name, parameters
 from passfx.graph.shapes import dtypes, ints, known_tensor, same_type
-
-aten = torch.ops.aten
 
 Arguments = dict[str, Any]
 
@@ -38,19 +28,19 @@ def read(node: Node) -> tuple[Form, ...] | str:
     dtype than its inputs' has none: folding it would round elsewhere.
     """
     leaf = next((leaf for packets, leaf in _LEAVES if is_call(node, *packets)), None)
-    out = tensor(node)
-    if leaf is None or out is None:
+    own, types = dtypes((node,)), dtypes((node, *node.all_input_nodes))
+    if leaf is None or not own:
         return ()
-    bound, types = arguments(node), dtypes((node, *node.all_input_nodes))
+    bound = arguments(node)
     if is_call(node, *ops.LAYERS, aten.batch_norm):
         if bound.get("training"):
             return "it normalises with the statistics of the batch"
         if not all(map(is_constant, parameters(node))):
             return "its weights or statistics are computed in the graph"
         if len(types) > 1:
-            return f"it computes in {' and '.join(sorted(map(dtype_name, types)))}"
+            return f"it computes in {' and '.join(sorted(map(query.dtype_name, types)))}"
     floating = {dtype for dtype in types if dtype.is_floating_point}
-    return tuple(leaf(node, bound)) if floating == {out.dtype} else ()
+    return tuple(leaf(node, bound)) if floating == own else ()
 
 
 def forms(node: Node) -> tuple[Form, ...]:
@@ -158,9 +148,8 @@ def _negation(node: Node, bound: Arguments) -> Iterator[Form]:
 
 
 def _is_constant_operand(item: Any) -> bool:
-    if isinstance(item, Node):
-        return is_constant(item)
-    return isinstance(item, int | float) and not isinstance(item, bool)
+    is_number = isinstance(item, int | float) and not isinstance(item, bool)
+    return is_number or is_constant(item)
 
 
 def _is_per_channel(other: Any, ndim: int, rank: int) -> bool:
@@ -245,8 +234,8 @@ def _pixel_unshuffle(node: Node, bound: Arguments) -> Iterator[Form]:
 
 
 _LEAVES: tuple[tuple[tuple[Any, ...], Callable[[Node, Arguments], Iterator[Form]]], ...] = (
-    ((*ops.CONVS, *ops.TRANSPOSED_CONVS), _conv),
     ((aten.linear,), _layer),
+    (ops.LAYERS, _conv),
     ((aten.batch_norm,), _batch_norm),
     (ops.AVERAGE_POOLS, _pool),
     (ops.PADS, _pad),

@@ -16,21 +16,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-import torch
 from torch.fx import Graph, Node
 
 from passfx.algebra.geometry import Sizes
 from passfx.analysis import leaves
 from passfx.analysis.cost import form_seconds, node_seconds
 from passfx.analysis.forms import Form, add, compose, identity_form, ranks, spatial_sizes, stack
-from passfx.graph import ops
+from passfx.graph.ops import PADS, RESHAPES, aten
 from passfx.graph.query import arguments, is_call, is_constant
-from passfx.graph.shapes import known_tensor, same_sizes, same_type
+from passfx.graph.shapes import dtypes, known_tensor, same_sizes, same_type
 from passfx.target import Profile
 
-aten = torch.ops.aten
-
-_MOVES = (*ops.PADS, aten.slice, *ops.RESHAPES)
+_MOVES = (*PADS, aten.slice, *RESHAPES)
 _NAMED = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 
 _LIMIT = 16
@@ -139,10 +136,9 @@ class _Search:
         found = [*composed, *self._joins(node)]
         unique = {item.key: item for item in reversed(found) if len(item.span) <= _SPAN}
         if unique:
-            ranked = sorted(
-                unique.values(), key=lambda item: (len(item.form.source.users) < 2, len(item.span))
-            )
-            self.candidates[node] = ranked[:_LIMIT]
+            nearest = sorted(unique.values(), key=lambda item: len(item.span))
+            nearest.sort(key=lambda item: len(item.form.source.users) < 2)
+            self.candidates[node] = nearest[:_LIMIT]
         elif isinstance(forms, str):
             self.refused.append((node, forms))
 
@@ -181,12 +177,8 @@ class _Search:
         """The cheapest way for a node to come into being."""
         if node not in self.candidates:
             return
-        best = self._depending(node_seconds(node, self.profile), node, node.all_input_nodes, None)
-        ways = [
-            self._depending(item.seconds(self.profile), node, [item.form.source], item)
-            for item in self.candidates[node]
-            if item.is_shorter
-        ]
+        best = self._way(node, None)
+        ways = [self._way(node, item) for item in self.candidates[node] if item.is_shorter]
         for way in sorted(ways, key=lambda item: item.seconds):
             if way.seconds < best.seconds and self._is_replaceable(way.candidate):
                 best = way
@@ -207,11 +199,11 @@ class _Search:
             for item in self.candidates.get(user, ())
         )
 
-    def _depending(
-        self, unit: float, node: Node, inputs: list[Node], candidate: Candidate | None
-    ) -> Way:
+    def _way(self, node: Node, candidate: Candidate | None) -> Way:
         """The time of an operator and of what it needs, a value that two inputs share once."""
-        seconds, shared = unit, frozenset[Node]()
+        inputs = [candidate.form.source] if candidate else node.all_input_nodes
+        profile, shared = self.profile, frozenset[Node]()
+        seconds = candidate.seconds(profile) if candidate else node_seconds(node, profile)
         for way in (self.ways[read] for read in inputs if read in self.ways):
             common = (self.ways[item].seconds for item in shared & way.shared)
             seconds += way.seconds - max(common, default=0.0)
@@ -245,11 +237,10 @@ class _Search:
             if self._is_replaceable(item):
                 sizes = spatial_sizes(item.form.source, item.form.rank)
                 macs = item.form.geometry.macs([size for size in sizes if size is not None])
+                figures = f"{macs:,} MACs and {item.seconds(self.profile) * 1e6:.1f} µs"
                 if None not in sizes:
-                    yield (
-                        f"{len(item.span)} operators as one would take {macs:,} MACs and "
-                        f"{item.seconds(self.profile) * 1e6:.1f} µs, more than they take apart"
-                    )
+                    what = f"{len(item.span)} operators as one would take {figures}"
+                    yield f"{what}, more than they take apart"
                 return
             apart = sum(node_seconds(part, self.profile) for part in item.span)
             if len(item.span) == 2 and item.seconds(self.profile) < apart:
@@ -269,17 +260,15 @@ def _exactness(
 def _joined(node: Node) -> tuple[list[Node], list[float], int | None]:
     """The parts of a sum, with their factors, or of a concatenation, with its axis."""
     if is_call(node, aten.add, aten.sub):
-        bound = arguments(node)
-        parts, alpha = [bound["self"], bound["other"]], bound["alpha"]
-        if isinstance(alpha, int | float) and all(same_type(node, part) for part in parts):
-            scales = [1.0, float(-alpha if is_call(node, aten.sub) else alpha)]
-            return ([], [], None) if any(map(is_constant, parts)) else (parts, scales, None)
+        left, right, alpha = arguments(node).values()
+        alike = same_type(node, left) and same_type(node, right)
+        if alike and isinstance(alpha, int | float) and not any(map(is_constant, (left, right))):
+            return [left, right], [1.0, float(-alpha if is_call(node, aten.sub) else alpha)], None
     elif is_call(node, aten.cat):
-        bound, out = arguments(node), known_tensor(node)
-        parts = list(bound["tensors"])
-        alike = all(known_tensor(part).dtype == out.dtype for part in parts)
-        if alike and out.is_floating_point() and not any(map(is_constant, parts)):
-            return parts, [], bound["dim"] % out.ndim
+        parts, dim = arguments(node).values()
+        out, types = known_tensor(node), dtypes((node, *parts))
+        if out.is_floating_point() and len(types) == 1 and not any(map(is_constant, parts)):
+            return list(parts), [], dim % out.ndim
     return [], [], None
 
 

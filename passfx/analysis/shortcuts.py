@@ -16,10 +16,9 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from passfx.graph import ops
+from passfx.graph.ops import aten
 from passfx.graph.query import arguments, is_call, module_path, op_name, reached, tensor, value
 from passfx.graph.shapes import same_type
-
-aten = torch.ops.aten
 
 _MERGES = (aten.add, aten.sub)
 _MOVES = (
@@ -135,11 +134,8 @@ def is_affine(node: Node, variables: set[Node]) -> bool:
         return False
     if not is_call(node):
         return node.target is operator.getitem
-    reads = [
-        item
-        for item in pytree.tree_leaves((node.args, node.kwargs))
-        if isinstance(item, Node) and item in variables and tensor(item) is not None
-    ]
+    leaves = pytree.tree_leaves((node.args, node.kwargs))
+    reads = [item for item in leaves if tensor(item) is not None and item in variables]
     if is_call(node, *_MOVES, *_NOTHING, aten.add, aten.sub, aten.rsub):
         return True
     if is_call(node, *ops.LAYERS, aten.index_select):

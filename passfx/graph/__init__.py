@@ -1,1 +1,1 @@
-"""torch.fx graphs: reading (`query`), running (`evaluate`), writing (`editor`), text."""
+"""torch.fx graphs: reading them (`query`, `shapes`), running, writing (`editor`), as text."""

@@ -165,10 +165,9 @@ class Editor:
         """Detach constants that no node reads, give new ones the names this frees, recompile."""
         used = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
         for path, module in self.graph_module.named_modules():
-            prefix = f"{path}." if path else ""
             tensors = [name for name, item in vars(module).items() if isinstance(item, Tensor)]
             for name in [*module._parameters, *module._buffers, *tensors]:
-                if prefix + name not in used:
+                if f"{path}.{name}".removeprefix(".") not in used:
                     delattr(module, name)
         for node in self.graph.nodes:
             wanted, current = node.meta.get(_WANTED_NAME), node.target
@@ -189,16 +188,14 @@ class Editor:
 
     def _stamp(self, node: Node, edit: Edit, fake: Any) -> None:
         """Metadata: the node's value, and the module and line of the old node it continues."""
-        like = [old for old in edit.match.nodes if old.target == node.target]
-        origin = like[0] if like else edit.match.at
+        like = (old for old in edit.match.nodes if old.target == node.target)
+        origin = next(like, edit.match.at)
         node.meta["val"] = fake
         for key in ("nn_module_stack", "stack_trace"):
             if key in origin.meta:
                 node.meta[key] = origin.meta[key]
-        node.meta["from_node"] = [
-            NodeSource(source, f"passfx.{self._pass_name}", NodeSourceAction.REPLACE)
-            for source in edit.match.nodes
-        ]
+        by = f"passfx.{self._pass_name}", NodeSourceAction.REPLACE
+        node.meta["from_node"] = [NodeSource(source, *by) for source in edit.match.nodes]
 
     def _type_change(self, edit: Edit) -> str | None:
         for old, new in edit.replacements.items():
@@ -211,16 +208,14 @@ class Editor:
             old.replace_all_uses_with(new)
         removed = self._erase_unused(reversed(edit.match.nodes))
         added = tuple(node.name for node in edit.added if node.op != "get_attr")
-        at = edit.match.at
-        self.rewrites.append(
-            Rewrite(at.name, module_path(at), edit.match.what, tuple(removed), added, error)
-        )
+        at, what = edit.match.at, edit.match.what
+        self.rewrites.append(Rewrite(at.name, module_path(at), what, removed, added, error))
 
     def _undo(self, edit: Edit) -> None:
         for node in reversed(edit.added):
             self.graph.erase_node(node)
 
-    def _erase_unused(self, nodes: Iterable[Node]) -> list[str]:
+    def _erase_unused(self, nodes: Iterable[Node]) -> tuple[str, ...]:
         """Erase the nodes without users, then the constants that only they read."""
         removed = []
         for node in nodes:
@@ -232,7 +227,7 @@ class Editor:
             for read in constants:
                 if not read.users:
                     self.graph.erase_node(read)
-        return removed[::-1]
+        return tuple(removed[::-1])
 
 
 _WANTED_NAME = "passfx_name"

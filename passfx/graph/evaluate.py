@@ -62,14 +62,13 @@ def evaluate(nodes: Iterable[Node], values: dict[Node, Any], *, double: bool = T
                 continue
             if is_constant(node):
                 values[node] = convert(constant(node))
-                continue
-            if node.op == "get_attr":  # a branch of torch.cond
+            elif node.op == "get_attr":  # a branch of torch.cond
                 module = cast(GraphModule, node.graph.owning_module)
                 values[node] = attribute(module, str(node.target))
-                continue
-            assert node.op == "call_function" and callable(node.target), node.format_node()
-            args, kwargs = map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-            values[node] = convert(node.target(*convert(args), **convert(kwargs)))
+            else:
+                assert node.op == "call_function" and callable(node.target), node.format_node()
+                args, kwargs = map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+                values[node] = convert(node.target(*convert(args), **convert(kwargs)))
 
 
 def run_flat(

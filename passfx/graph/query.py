@@ -97,11 +97,7 @@ def constant(node: Node) -> torch.Tensor:
 
 def is_random(node: Node) -> bool:
     """Whether an operator draws random numbers."""
-    target = node.target
-    if (
-        not isinstance(target, torch._ops.OpOverload)
-        or torch.Tag.nondeterministic_seeded not in target.tags
-    ):
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
     bound = arguments(node)
     return bound.get("train", bound.get("training")) is not False and bound.get("dropout_p") != 0.0
@@ -143,9 +139,6 @@ def source_line(node: Node) -> str | None:
 
 def operators(graph_module: GraphModule) -> list[Node]:
     """The nodes that compute tensors: operator calls, without size arithmetic and getitem."""
-    return [
-        node
-        for node in graph_module.graph.nodes
-        if is_call(node)
-        and not isinstance(value(node), int | float | torch.SymInt | torch.SymFloat)
-    ]
+    numbers = int | float | torch.SymInt | torch.SymFloat
+    calls = filter(is_call, graph_module.graph.nodes)
+    return [node for node in calls if not isinstance(value(node), numbers)]

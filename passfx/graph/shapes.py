@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,10 +22,7 @@ def known_tensor(node: Any) -> Tensor:
 
 def hint(size: Size) -> int:
     """A size as a number: for a dynamic one, that of the captured example."""
-    if isinstance(size, int):
-        return size
-    example: Any = size.node.hint
-    return int(example)
+    return size if isinstance(size, int) else int(cast(Any, size.node.hint))
 
 
 def elements(node: Any) -> int:

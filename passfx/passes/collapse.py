@@ -9,13 +9,11 @@ from torch.fx import Graph, Node
 
 from passfx.algebra.conv import Conv
 from passfx.analysis.regions import Candidate, cheapest_cover
-from passfx.graph import ops
 from passfx.graph.editor import Editor, Match, beside, refuse
+from passfx.graph.ops import CONVS, LAYERS, TRANSPOSED_CONVS, aten
 from passfx.graph.query import is_call, op_name
 from passfx.graph.shapes import known_tensor
 from passfx.passes.base import Found, Pass
-
-aten = torch.ops.aten
 
 _Attach = Callable[[str, Tensor], Node]
 
@@ -57,8 +55,7 @@ class Collapse(Pass):
         candidate: Candidate = match.data
         conv = candidate.form.build().regroup().normalized()
         source, fake = candidate.form.source, known_tensor(match.at)
-        layers = (item for item in match.nodes if is_call(item, *ops.LAYERS))
-        place = next(layers, match.at)
+        place = next((item for item in match.nodes if is_call(item, *LAYERS)), match.at)
 
         def attach(name: str, exact: Tensor) -> Node:
             return editor.constant(exact, fake.dtype, beside(place, name))
@@ -89,7 +86,7 @@ def _emit_conv(editor: Editor, attach: _Attach, conv: Conv, source: Node) -> Nod
     if conv.transposed:
         padding, extra = [a.low for a in conv.axes], [a.low - a.high for a in conv.axes]
         # The one overload that takes numbers: `default` in one dimension, `input` in more.
-        packet: Any = ops.TRANSPOSED_CONVS[number]
+        packet: Any = TRANSPOSED_CONVS[number]
         overload = getattr(packet, "input" if "input" in packet.overloads() else "default")
         options = stride, padding, extra, conv.groups, dilation
         return editor.call(overload, source, weight, bias, *options)
@@ -97,11 +94,9 @@ def _emit_conv(editor: Editor, attach: _Attach, conv: Conv, source: Node) -> Nod
     if conv.geometry.is_padded_apart:
         sides = zip(conv.axes[::-1], padding[::-1], strict=True)
         amounts = [side - pad for axis, pad in sides for side in (axis.low, axis.high)]
-        if zeros:
-            source = editor.call(aten.constant_pad_nd.default, source, amounts, 0.0)
-        else:
-            source = editor.call(aten.pad.default, source, amounts, conv.border)
-    convolve = ops.CONVS[number].default
+        packet, value = (aten.constant_pad_nd, 0.0) if zeros else (aten.pad, conv.border)
+        source = editor.call(packet.default, source, amounts, value)
+    convolve = CONVS[number].default
     return editor.call(convolve, source, weight, bias, stride, padding, dilation, conv.groups)
 
 

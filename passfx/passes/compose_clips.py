@@ -2,17 +2,14 @@
 
 from math import inf
 
-import torch
 from torch.fx import Node
 
 from passfx.algebra.clip import Clip
-from passfx.graph import ops
 from passfx.graph.editor import Editor, Match
+from passfx.graph.ops import CLIPS, aten
 from passfx.graph.query import arguments, is_call
 from passfx.graph.shapes import known_tensor, same_type
 from passfx.passes.base import Found, Pass
-
-aten = torch.ops.aten
 
 
 class ComposeClips(Pass):
@@ -54,7 +51,7 @@ class ComposeClips(Pass):
 
 def _clip(node: object) -> Clip | None:
     """The clip that a node computes; None for anything else."""
-    if not isinstance(node, Node) or not is_call(node, *ops.CLIPS):
+    if not isinstance(node, Node) or not is_call(node, *CLIPS):
         return None
     if not known_tensor(node).is_floating_point() or not same_type(node, node.args[0]):
         return None

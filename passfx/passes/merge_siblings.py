@@ -10,18 +10,18 @@ from torch.fx import Graph, Node
 
 from passfx.analysis.cost import macs, node_seconds
 from passfx.analysis.layouts import reader_of_memory
-from passfx.graph import ops
 from passfx.graph.editor import Editor, Match, beside, refuse
+from passfx.graph.ops import CLIPS, CONVS, aten
 from passfx.graph.query import arguments, constant, is_call, is_constant, parameters
 from passfx.graph.shapes import dtypes, known_tensor, nbytes
 from passfx.passes.base import Found, Pass
 from passfx.target import Profile
 
-aten = torch.ops.aten
+Nodes = list[Node]
 
-_LAYERS = (*ops.CONVS, aten.linear)
+_LAYERS = (*CONVS, aten.linear)
 _ACTIVATIONS = (
-    *(*ops.CLIPS, aten.sigmoid, aten.tanh, aten.silu, aten.gelu, aten.elu, aten.selu, aten.mish),
+    *(*CLIPS, aten.sigmoid, aten.tanh, aten.silu, aten.gelu, aten.elu, aten.selu, aten.mish),
     *(aten.softplus, aten.hardswish, aten.hardsigmoid, aten.leaky_relu),
 )
 
@@ -65,15 +65,15 @@ class MergeSiblings(Pass):
         fake = known_tensor(match.at)
         weights = [constant(arguments(node)["weight"]).double() for node in siblings]
         biases = [arguments(node)["bias"] for node in siblings]
-        pairs = list(zip(weights, biases, strict=True))
 
         def attach(name: str, parts: list[Tensor]) -> Node:
             return editor.constant(torch.cat(parts), fake.dtype, beside(match.at, name))
 
         bound = arguments(match.at) | {"weight": attach("weight", weights)}
         if any(biases):
-            filled = (w.new_zeros(len(w)) if b is None else constant(b).double() for w, b in pairs)
-            bound["bias"] = attach("bias", list(filled))
+            pairs = zip(weights, biases, strict=True)
+            filled = [w.new_zeros(len(w)) if b is None else constant(b).double() for w, b in pairs]
+            bound["bias"] = attach("bias", filled)
         whole = editor.call(cast(Any, match.at.target), *bound.values())
         for node in activations[:1]:
             whole = editor.again(node, {match.at: whole})
@@ -83,10 +83,10 @@ class MergeSiblings(Pass):
         return {node: editor.item(parts, number) for number, node in replaced}
 
 
-def _merges(source: Node) -> Iterator[tuple[list[Node], list[Node]]]:
+def _merges(source: Node) -> Iterator[tuple[Nodes, Nodes]]:
     """Siblings and their activations: those with an activation in common, then all, without."""
 
-    def groups() -> dict[Hashable, list[Node]]:
+    def groups() -> dict[Hashable, Nodes]:
         return _grouped(source.users, lambda node: _geometry(node, source))
 
     for geometry, group in groups().items():
@@ -98,9 +98,8 @@ def _merges(source: Node) -> Iterator[tuple[list[Node], list[Node]]]:
             yield rest, []
 
 
-def _grouped(
-    nodes: Iterable[Node], key: Callable[[Node], Hashable | None]
-) -> dict[Hashable, list[Node]]:
+def _grouped(nodes: Iterable[Node], key: Callable[[Node], Hashable]) -> dict[Hashable, Nodes]:
+    """The nodes of each key, in topological order; those whose key is None are left out."""
     groups = defaultdict(list)
     for node in sorted(nodes):
         if (found := key(node)) is not None:
@@ -130,9 +129,7 @@ def _activation(node: Node) -> Hashable | None:
     return user.target, *list(arguments(user).values())[1:]
 
 
-def _seconds(
-    siblings: list[Node], activations: list[Node], profile: Profile
-) -> tuple[float, float]:
+def _seconds(siblings: Nodes, activations: Nodes, profile: Profile) -> tuple[float, float]:
     """The predicted times apart and as one; a split and an activation move all results twice."""
     apart = sum(node_seconds(node, profile) for node in (*siblings, *activations))
     read = {item for node in siblings for item in node.all_input_nodes}

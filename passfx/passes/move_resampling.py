@@ -2,20 +2,17 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
 from passfx.analysis.channels import ChannelMap, Resampling, channel_map, resampling
 from passfx.analysis.cost import macs, node_seconds
-from passfx.graph import ops
 from passfx.graph.editor import Editor, Match, beside, refuse
+from passfx.graph.ops import CONVS, aten
 from passfx.graph.query import arguments, constant, is_call, is_constant, parameters
 from passfx.graph.shapes import elements, known_tensor
 from passfx.passes.base import Found, Pass
 from passfx.target import Profile
-
-aten = torch.ops.aten
 
 
 class MoveResampling(Pass):
@@ -54,7 +51,11 @@ class MoveResampling(Pass):
         middle = found.resampling.source if found.resamples_first else first
         order = (last, first) if found.resamples_first else (conv, first)
         now, then = sum(node_seconds(item, profile) for item in found.nodes), found.seconds(profile)
-        what, new, old = f"{order[0].name} before {order[1].name}", _micro(then), _micro(now)
+        what, new, old = (
+            f"{order[0].name} before {order[1].name}",
+            f"{then * 1e6:.1f} µs",
+            f"{now * 1e6:.1f} µs",
+        )
         if then >= now:
             figures = f"would take {found.macs:,} MACs and {new}, {old} as is"
             return refuse(node, f"{what} {figures}") if found.macs < macs(conv) else None
@@ -67,22 +68,26 @@ class MoveResampling(Pass):
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
         found: Exchange = match.data
-        between, conv = found.resampling, found.layer.conv
+        layer, moved = found.layer, found.resampling
+
+        def resample(x: Node) -> Node:
+            return editor.again(moved.node, {moved.source: x})
+
+        def norm(x: Node) -> Node:
+            return editor.again(layer.norm.node, {layer.norm.source: x}) if layer.norm else x
+
         if found.resamples_first:
-            resampled = editor.again(between.node, {between.source: found.layer.source})
-            return _emit_norm(editor, found, _emit_layer(editor, found, resampled))
-        result = _emit_layer(editor, found, between.source)
-        if between.is_average:
-            result = _emit_norm(editor, found, result)
-            return editor.again(between.node, {between.source: result})
-        result = editor.again(between.node, {between.source: result})
+            return norm(_emit_layer(editor, found, resample(layer.source)))
+        result = _emit_layer(editor, found, moved.source)
+        if moved.is_average:
+            return resample(norm(result))
+        result = resample(result)
         if found.shift is not None:
             exact = constant(found.shift)
-            shape = (1, -1, *(1,) * (known_tensor(conv).ndim - 2))
-            shifts = exact.double().reshape(shape)
-            shift = editor.constant(shifts, exact.dtype, beside(conv, "shift"))
+            shaped = exact.double().reshape(1, -1, *(1,) * (layer.weight.ndim - 2))
+            shift = editor.constant(shaped, exact.dtype, beside(layer.conv, "shift"))
             result = editor.call(aten.add.Tensor, result, shift)
-        return _emit_norm(editor, found, result)
+        return norm(result)
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def _find_layer(node: Node) -> Layer | None:
     """The layer that ends in `node`: stride 1, without padding, of constant weights."""
     norm = channel_map(node) if is_call(node, aten.batch_norm) else None
     conv = norm.source if norm else node
-    if not is_call(conv, *ops.CONVS) or conv.kwargs or not all(map(is_constant, parameters(conv))):
+    if not is_call(conv, *CONVS) or conv.kwargs or not all(map(is_constant, parameters(conv))):
         return None
     source, weight, bias, stride, padding, _, groups = arguments(conv).values()
     exact = constant(weight)
@@ -145,8 +150,8 @@ class Exchange:
 
     @property
     def is_flat(self) -> bool:
-        """Whether the resampling leaves no spatial dimensions, [batch, channels]."""
-        return known_tensor(self.resampling.node).ndim == 2
+        """Whether the layer comes after one that leaves no spatial dimensions, [batch, channels]"""
+        return self.resamples_first and known_tensor(self.resampling.node).ndim == 2
 
     @property
     def keeps_bias(self) -> bool:
@@ -168,14 +173,10 @@ class Exchange:
         return elements(self.resampling.source) // channels_in * channels_out
 
     @property
-    def layered(self) -> int:
-        """Elements of the result of the layer in its new place."""
-        return elements(self.nodes[-1]) if self.resamples_first else self.between
-
-    @property
     def macs(self) -> int:
         """The multiply-accumulates of the layer in its new place."""
-        return self.layered * self.layer.weight[0].numel()
+        count = elements(self.nodes[-1]) if self.resamples_first else self.between
+        return count * self.layer.weight[0].numel()
 
     def seconds(self, profile: Profile) -> float:
         """The predicted time in the new order."""
@@ -189,7 +190,8 @@ class Exchange:
         total = profile.seconds(self.macs, (layered + weights) * size)
         total += profile.seconds(0, resampled * size)
         if layer.norm is not None:
-            total += layer.norm.seconds(self.layered if self.keeps_bias else out, profile)
+            is_inner = self.keeps_bias and not self.resamples_first
+            total += layer.norm.seconds(between if is_inner else out, profile)
         if self.shift is not None:
             total += profile.seconds(0, (2 * out + elements(self.shift)) * size)
         return total
@@ -206,10 +208,9 @@ def _find_exchange(node: Node) -> Exchange | None:
         found = Exchange(last, first, False) if last and first else None
     if found is None:
         return None
-    given, out = found.resampling.source, found.resampling.node
-    keeps_layout = known_tensor(given).ndim == known_tensor(out).ndim
-    becomes_linear = found.resamples_first and found.is_flat and found.layer.groups == 1
-    return found if keeps_layout or becomes_linear else None
+    given, out = map(known_tensor, (found.resampling.source, found.resampling.node))
+    becomes_linear = found.is_flat and found.layer.groups == 1
+    return found if given.ndim == out.ndim or becomes_linear else None
 
 
 def _is_normed(node: Node) -> bool:
@@ -222,17 +223,8 @@ def _emit_layer(editor: Editor, found: Exchange, source: Node) -> Node:
     """The layer in its new place, without its norm: a linear one where no positions are left."""
     layer, bound = found.layer, arguments(found.layer.conv)
     bias = None if found.shift else layer.bias
-    if not (found.resamples_first and found.is_flat):
+    if not found.is_flat:
         return editor.again(layer.conv, {layer.source: source, bound["bias"]: bias})
     exact, name = layer.weight, str(bound["weight"].target)
     flat = editor.constant(exact.double().flatten(1), exact.dtype, name)
     return editor.call(aten.linear.default, source, flat, bias)
-
-
-def _emit_norm(editor: Editor, found: Exchange, source: Node) -> Node:
-    norm = found.layer.norm
-    return source if norm is None else editor.again(norm.node, {norm.source: source})
-
-
-def _micro(seconds: float) -> str:
-    return f"{seconds * 1e6:.1f} µs"

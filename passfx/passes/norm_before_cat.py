@@ -3,17 +3,15 @@
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
 
-import torch
 from torch.fx import Node
 
 from passfx.analysis.channels import ChannelMap, absorbs, channel_map, is_layer
 from passfx.analysis.leaves import forms
 from passfx.graph.editor import Editor, Match, refuse
+from passfx.graph.ops import aten
 from passfx.graph.query import arguments, is_call
 from passfx.graph.shapes import elements, known_tensor
 from passfx.passes.base import Found, Pass
-
-aten = torch.ops.aten
 
 
 class NormBeforeCat(Pass):
@@ -51,14 +49,12 @@ class NormBeforeCat(Pass):
         taken = f"{len(slices) - len(own)} of the {len(slices)} parts take {node.name} in"
         if then >= now:
             return refuse(node, f"only {taken}, the others would need maps of their own: {figures}")
-        return Match(node, (affine.source, node), f"{taken}: {figures}", (affine, slices))
+        return Match(node, (affine.source, node), f"{taken}: {figures}", affine)
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
-        affine: ChannelMap
-        slices: dict[Node, slice]
-        affine, slices = match.data
+        affine: ChannelMap = match.data
         parts = []
-        for part, channels in slices.items():
+        for part, channels in _slices(affine.source):
             fake, new = known_tensor(part), {affine.source: part}
             for read, exact in affine.operands(fake.ndim, channels).items():
                 new[read] = editor.constant(exact, fake.dtype, str(read.target))

@@ -9,16 +9,14 @@ from torch.nn import functional
 
 from passfx.analysis.forms import compose, spatial_sizes
 from passfx.analysis.leaves import forms
-from passfx.graph import ops
 from passfx.graph.editor import Editor, Match, refuse
 from passfx.graph.evaluate import evaluate
+from passfx.graph.ops import PADS, aten
 from passfx.graph.query import arguments, is_call, reached
 from passfx.graph.shapes import hint, known_tensor
 from passfx.passes.base import Found, Pass
 from passfx.verify.certificate import CERTIFICATE_TOLERANCE
 from passfx.verify.error import relative_error
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class PadFirst(Pass):
         pad = node
         while is_call(pad, aten.slice_scatter):
             pad = pad.all_input_nodes[0]
-        if not is_call(pad, *ops.PADS):
+        if not is_call(pad, *PADS):
             return None
         bound = arguments(pad)
         y, rank = bound["self"], known_tensor(bound["self"]).ndim - 2
@@ -104,10 +102,8 @@ def _layers(last: Node) -> tuple[tuple[Node, ...], Tensor]:
 
 def _between(source: Node, node: Node) -> tuple[Node, ...] | None:
     """What computes `node` from `source` and constants; None if something else takes part."""
-    found = reached(
-        node, lambda item: (read for read in item.all_input_nodes if read is not source)
-    )
-    varying = (item for item in found if is_call(item, *ops.PADS, aten.slice_scatter))
+    found = reached(node, lambda item: {*item.all_input_nodes} - {source})
+    varying = (item for item in found if is_call(item, *PADS, aten.slice_scatter))
     escapes = any(user not in found for item in varying if item is not node for user in item.users)
     others = any(item.op not in ("call_function", "get_attr") for item in found)
     return None if escapes or others else tuple(found)

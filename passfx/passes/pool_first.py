@@ -1,15 +1,13 @@
 """Pools before maps of the channels."""
 
-import torch
 from torch.fx import Node
 
 from passfx.analysis.channels import ChannelMap, channel_map, is_layer, resampling
 from passfx.graph.editor import Editor, Match, refuse
+from passfx.graph.ops import aten
 from passfx.graph.query import is_call
 from passfx.graph.shapes import elements, known_tensor, same_sizes
 from passfx.passes.base import Found, Pass
-
-aten = torch.ops.aten
 
 
 class PoolFirst(Pass):

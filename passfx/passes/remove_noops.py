@@ -5,18 +5,16 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
-import torch
 from torch.fx import Node
 
 from passfx.analysis import layouts
-from passfx.analysis.layouts import Shorter, first_input
+from passfx.analysis.layouts import Shorter, first_input, moves_nothing, permutation
 from passfx.graph import ops
 from passfx.graph.editor import Editor, Match
+from passfx.graph.ops import aten
 from passfx.graph.query import arguments, constant, is_call, is_constant, op_name
 from passfx.graph.shapes import ints, known_tensor, same_sizes, same_type
 from passfx.passes.base import Found, Pass
-
-aten = torch.ops.aten
 
 
 class RemoveNoops(Pass):
@@ -60,8 +58,7 @@ def _unchanged(node: Node) -> Shorter | None:
         if is_call(node, *packets):
             source: Any = node.args[1] if position else first_input(node)
             if same_type(node, source) and is_noop(**arguments(node)):
-                what = f"{op_name(node)} changes nothing"
-                return Shorter(layouts.between(source, node), what, source)
+                return Shorter((node,), f"{op_name(node)} changes nothing", source)
     return None
 
 
@@ -72,98 +69,78 @@ def _single_part(node: Node) -> Shorter | None:
         return None
     assert isinstance(parts, Node)
     source = first_input(parts)
-    if source is None or not same_type(node, source):
-        return None
-    return Shorter((parts, node), f"{op_name(parts)} changes nothing", source)
+    what = f"{op_name(parts)} changes nothing"
+    return Shorter((parts, node), what, source) if source and same_type(node, source) else None
 
 
-def _is_filled(item: Any, number: float) -> bool:
-    """Whether an operand is the number, or a constant tensor full of it."""
+def _equals(item: Any, number: float) -> bool:
+    """Whether an argument is the number, several of it, or a constant tensor full of it."""
     if isinstance(item, Node):
         return is_constant(item) and bool((constant(item) == number).all())
+    if isinstance(item, list | tuple):
+        return all(_equals(part, number) for part in item)
     return isinstance(item, int | float) and item == number
 
 
-def _all(given: Any, number: float) -> bool:
-    """Whether a number, or each of several, is this one."""
-    return all(_is_filled(item, number) for item in ints(given))
-
-
-def _are_single(source: Node, dims: Any) -> bool:
+def _are_single(self: Node, dims: Any) -> bool:
     """Whether a tensor has the size 1 along these axes."""
-    shape = known_tensor(source).shape
+    shape = known_tensor(self).shape
     return all(same_sizes((shape[dim],), (1,)) for dim in ints(dims))
+
+
+def _keeps_single(self: Node, dim: Any = None, keepdim: bool = False, **_: Any) -> bool:
+    return keepdim and bool(dim) and _are_single(self, dim)
 
 
 def _scales_by_one(**bound: Any) -> bool:
     given = (item for name, item in bound.items() if name.startswith("scale"))
-    return all(_all(factors, 1) for factors in given if factors is not None)
+    return all(_equals(factors, 1) for factors in given if factors is not None)
 
 
-def _is_unit_pool(
-    kernel_size: Any, stride: Any, padding: Any, divisor_override: int | None = None, **_: Any
-) -> bool:
-    windows = _all(kernel_size, 1) and _all(stride or kernel_size, 1) and _all(padding, 0)
-    return windows and divisor_override in (None, 1)
+def _is_unit_pool(kernel_size: Any, stride: Any, padding: Any, **others: Any) -> bool:
+    windows = _equals(kernel_size, 1) and _equals(stride or kernel_size, 1) and _equals(padding, 0)
+    return windows and others.get("divisor_override") in (None, 1)
 
 
-def _is_unbounded(
-    min: Any = None, max: Any = None, min_val: Any = None, max_val: Any = None, **_: Any
-) -> bool:
-    lows, highs = {min, min_val} - {None, -inf}, {max, max_val} - {None, inf}
-    return not lows and not highs
+def _is_unbounded(self: Node, **bounds: Any) -> bool:
+    free = {"min": -inf, "min_val": -inf, "max": inf, "max_val": inf}
+    return all(bound in (None, free[name]) for name, bound in bounds.items())
 
+
+_SAME_VALUES = (  # the identity exactly when the result has the type of its input
+    *(*ops.COPIES, *layouts.VIEWS, *ops.ADAPTIVE_POOLS, *ops.SHUFFLES, aten.lift_fresh_copy),
+    *(aten.type_as, aten.expand, aten.expand_as, aten.slice, aten.repeat, aten.tile),
+    *(aten.cat, aten.hstack, aten.vstack),
+)
+_DROPOUTS = (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout)
+_POOLS = (aten.max_pool1d, aten.max_pool2d, aten.max_pool3d, *ops.AVERAGE_POOLS)
+_ADAPTIVE_MAX_POOLS = (aten.adaptive_max_pool1d, aten.adaptive_max_pool2d, aten.adaptive_max_pool3d)
+_REDUCTIONS = (aten.mean, aten.sum, aten.amax, aten.amin, aten.logsumexp)
 
 # Operators; the position of the argument that their result equals where it has the same type, and
 # a predicate holds of their arguments, by the names in their schema.
 _NOOPS: tuple[tuple[tuple[Any, ...], int, Callable[..., bool]], ...] = (
-    (
-        (  # the identity exactly when the result has the type of its input
-            *(*ops.COPIES, *layouts.RESHAPES, *ops.ADAPTIVE_POOLS, *ops.SHUFFLES),
-            *(aten.lift_fresh_copy, aten.type_as, aten.expand, aten.expand_as, aten.slice),
-            *(aten.repeat, aten.tile, aten.cat, aten.hstack, aten.vstack),
-        ),
-        0,
-        lambda **_: True,
-    ),
-    (
-        ops.TRANSPOSES,
-        0,
-        lambda self, **dims: layouts.moves_nothing(self, layouts.permutation(self, **dims)),
-    ),
-    (
-        (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout),
-        0,
-        lambda p, train, **_: train is False or p == 0,
-    ),
-    ((aten.mul,), 0, lambda other, **_: _is_filled(other, 1)),
-    ((aten.mul,), 1, lambda self, **_: _is_filled(self, 1)),
+    (_SAME_VALUES, 0, lambda **_: True),
+    (ops.TRANSPOSES, 0, lambda self, **dims: moves_nothing(self, permutation(self, **dims))),
+    (_DROPOUTS, 0, lambda p, train, **_: train is False or p == 0),
+    ((aten.mul,), 0, lambda other, **_: _equals(other, 1)),
+    ((aten.mul,), 1, lambda self, **_: _equals(self, 1)),
     (
         (aten.div,),
         0,
-        lambda other, rounding_mode=None, **_: not rounding_mode and _is_filled(other, 1),
+        lambda other, rounding_mode=None, **_: not rounding_mode and _equals(other, 1),
     ),
-    ((aten.pow,), 0, lambda exponent, **_: _is_filled(exponent, 1)),
-    ((aten.add, aten.sub), 0, lambda other, **_: _is_filled(other, 0)),
-    ((aten.add,), 1, lambda self, alpha, **_: alpha == 1 and _is_filled(self, 0)),
-    (ops.PADS, 0, lambda pad, **_: _all(pad, 0)),
-    ((aten.reflection_pad1d, aten.reflection_pad2d), 0, lambda padding, **_: _all(padding, 0)),
-    ((aten.roll,), 0, lambda shifts, **_: _all(shifts, 0)),
-    ((aten.flip,), 0, lambda self, dims: _are_single(self, dims)),
-    (
-        (aten.max_pool1d, aten.max_pool2d, aten.max_pool3d, *ops.AVERAGE_POOLS),
-        0,
-        _is_unit_pool,
-    ),
+    ((aten.pow,), 0, lambda exponent, **_: _equals(exponent, 1)),
+    ((aten.add, aten.sub), 0, lambda other, **_: _equals(other, 0)),
+    ((aten.add,), 1, lambda self, alpha, **_: alpha == 1 and _equals(self, 0)),
+    (ops.PADS, 0, lambda pad, **_: _equals(pad, 0)),
+    ((aten.reflection_pad1d, aten.reflection_pad2d), 0, lambda padding, **_: _equals(padding, 0)),
+    ((aten.roll,), 0, lambda shifts, **_: _equals(shifts, 0)),
+    ((aten.flip,), 0, _are_single),
+    (_POOLS, 0, _is_unit_pool),
     (ops.INTERPOLATIONS, 0, _scales_by_one),
-    (
-        (aten.mean, aten.sum, aten.amax, aten.amin, aten.logsumexp),
-        0,
-        lambda self, dim=None, keepdim=False, **_: keepdim and bool(dim) and _are_single(self, dim),
-    ),
+    (_REDUCTIONS, 0, _keeps_single),
     (ops.CLAMPS, 0, _is_unbounded),
-    ((aten.leaky_relu,), 0, lambda negative_slope, **_: _is_filled(negative_slope, 1)),
-    ((aten.prelu,), 0, lambda weight, **_: _is_filled(weight, 1)),
+    ((aten.leaky_relu,), 0, lambda negative_slope, **_: _equals(negative_slope, 1)),
+    ((aten.prelu,), 0, lambda weight, **_: _equals(weight, 1)),
 )
-
-_ADAPTIVE_MAX_POOLS = (aten.adaptive_max_pool1d, aten.adaptive_max_pool2d, aten.adaptive_max_pool3d)
