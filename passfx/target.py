@@ -52,6 +52,10 @@ class Target:
         """Whether its tensors lie in a memory of their own."""
         return self is not CPU
 
+    def device(self, number: int = 0) -> str:
+        """Where its tensors lie, as torch names it: "cpu", "cuda:1"."""
+        return f"{self.name}:{number}" if self.is_gpu else self.name
+
 
 # The profile of two cores under ONNX Runtime, about what tests/benchmarks/profile_cpu.py prints.
 CPU = Target(

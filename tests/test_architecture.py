@@ -140,7 +140,7 @@ WRITERS = {
     "capture/functional.py",
     "export/onnx.py",
     "export/epilogue.py",
-    "export/precision.py",
+    "export/casts.py",
     "export/rounding.py",
 }
 

@@ -1,5 +1,6 @@
 """What a pass over a written file is: it rewrites an ONNX model in memory, in place."""
 
+import ast
 import time
 from dataclasses import dataclass
 from typing import ClassVar
@@ -25,3 +26,9 @@ class FilePass:
         rewrites, refusals = self.rewrite(model)
         seconds = time.perf_counter() - started
         return PassReport(self.name, seconds, False, tuple(rewrites), tuple(refusals))
+
+
+def module_path(node: ir.Node) -> str:
+    """The module that a node came from, "layer1.0.conv2", as torch's exporter recorded it."""
+    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    return str(scopes[-2]) if len(scopes) > 1 else ""

@@ -1,11 +1,10 @@
 """Epilogues of convolutions: FusedConv, and back."""
 
-import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-from passfx.export.base import FilePass
+from passfx.export.base import FilePass, module_path
 from passfx.record import Refusal, Rewrite
 
 DOMAIN = "com.microsoft"
@@ -39,20 +38,21 @@ class FuseEpilogues(FilePass):
     name = "fuse-epilogues"
 
     def rewrite(self, model: ir.Model) -> tuple[list[Rewrite], list[Refusal]]:
-        graph = model.graph
-        depths = _depths(graph)
+        depths: dict[ir.Node, int] = {}  # the longest path from the graph's inputs to each node
+        for node in model.graph:
+            depths[node] = 1 + max((depths.get(item, 0) for item in node.predecessors()), default=0)
         rewrites: list[Rewrite] = []
         refusals: list[Refusal] = []
-        for activation in [node for node in graph if _is(node, *ACTIVATIONS)]:
+        for activation in [node for node in model.graph if _is(node, *ACTIVATIONS)]:
             reasons: list[Refusal] = []
             for conv, add in sorted(_chains(activation), key=lambda pair: -depths[pair[0]]):
                 reason = _refuse(conv, add)
                 if reason is None:
-                    rewrites.append(_fuse(graph, conv, add, activation))
-                    reasons = []
+                    rewrites.append(_fuse(model.graph, conv, add, activation))
                     break
                 reasons.append(Refusal(str(conv.name), module_path(conv), reason))
-            refusals += reasons
+            else:
+                refusals += reasons
         if rewrites:
             model.opset_imports.setdefault(DOMAIN, 1)
         return rewrites, refusals
@@ -60,45 +60,27 @@ class FuseEpilogues(FilePass):
 
 def split_epilogues(model: ir.Model) -> list[Rewrite]:
     """Undo `FuseEpilogues`, in place, for files that came with FusedConv."""
-    graph = model.graph
-    rewrites = [_split(graph, node) for node in list(graph) if _is_splittable(node)]
+    rewrites = [
+        _split(model.graph, node)
+        for node in list(model.graph)
+        if (node.domain, node.op_type) == (DOMAIN, "FusedConv") and _activation(node) in ACTIVATIONS
+    ]
     if not any(node.domain == DOMAIN for node in model.graph.all_nodes()):
         model.opset_imports.pop(DOMAIN, None)
     return rewrites
 
 
-def module_path(node: ir.Node) -> str:
-    """The module that a node came from, "layer1.0.conv2", as torch's exporter recorded it."""
-    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
-    return str(scopes[-2]) if len(scopes) > 1 else ""
-
-
-def _is(node: ir.Node | None, *op_types: str) -> bool:
-    return node is not None and node.domain in ("", "ai.onnx") and node.op_type in op_types
-
-
-def _depths(graph: ir.Graph) -> dict[ir.Node, int]:
-    """The length of the longest path from the graph's inputs to each node."""
-    depths: dict[ir.Node, int] = {}
-    for node in graph:
-        before = [item.producer() for item in node.inputs if item is not None]
-        depths[node] = 1 + max((depths.get(item, 0) for item in before if item), default=0)
-    return depths
+def _is(node: ir.Node, *op_types: str) -> bool:
+    return node.domain in ("", "ai.onnx") and node.op_type in op_types
 
 
 def _chains(activation: ir.Node) -> Iterator[tuple[ir.Node, ir.Node | None]]:
     """The convolutions that an activation follows, and the addition between, if there is one."""
-    (read,) = activation.inputs
-    before = read.producer() if read is not None else None
-    if before is None:
-        return
-    if _is(before, "Conv"):
-        yield before, None
-    if _is(before, "Add"):
-        for item in before.inputs:
-            operand = item.producer() if item is not None else None
-            if operand is not None and _is(operand, "Conv"):
-                yield operand, before
+    for before in activation.predecessors():
+        if _is(before, "Conv"):
+            yield before, None
+        elif _is(before, "Add"):
+            yield from ((conv, before) for conv in before.predecessors() if _is(conv, "Conv"))
 
 
 def _refuse(conv: ir.Node, add: ir.Node | None) -> str | None:
@@ -117,8 +99,10 @@ def _refuse(conv: ir.Node, add: ir.Node | None) -> str | None:
     for value in (result, *(add.outputs if add is not None else ())):
         if len(value.uses()) != 1 or value.is_graph_output():
             return f"{value.name} is read by something else too"
-    if add is not None and not _same_shape(result, _shortcut(conv, add)):
-        return "the shortcut has not the known shape of the convolution's result"
+    if add is not None:
+        shape = result.shape
+        if shape is None or shape.has_unknown_dim() or shape != _shortcut(conv, add).shape:
+            return "the shortcut has not the known shape of the convolution's result"
     return None
 
 
@@ -127,16 +111,6 @@ def _shortcut(conv: ir.Node, add: ir.Node) -> ir.Value:
     (other,) = [item for item in add.inputs if item is not conv.outputs[0]]
     assert other is not None
     return other
-
-
-def _same_shape(first: ir.Value, second: ir.Value) -> bool:
-    """Whether two values have one shape, of known sizes and names."""
-    if first.shape is None or second.shape is None or len(first.shape) != len(second.shape):
-        return False
-    return all(
-        isinstance(a, int) or (isinstance(a, ir.SymbolicDim) and a.value is not None)
-        for a in first.shape
-    ) and list(first.shape) == list(second.shape)
 
 
 def _fuse(graph: ir.Graph, conv: ir.Node, add: ir.Node | None, activation: ir.Node) -> Rewrite:
@@ -151,63 +125,39 @@ def _fuse(graph: ir.Graph, conv: ir.Node, add: ir.Node | None, activation: ir.No
         name=activation.name,
         metadata_props=dict(conv.metadata_props),
     )
-    graph.insert_before(activation, fused)
-    removed = [node for node in (activation, add, conv) if node is not None]
-    _replace(graph, activation, fused.outputs[0])
-    for node in removed:
-        graph.remove(node, safe=True)
     what = f"conv + {'shortcut + ' if add is not None else ''}{activation.op_type.lower()}"
-    return Rewrite(
-        at=str(conv.name),
-        module=module_path(conv),
-        what=f"{what} → FusedConv",
-        removed=tuple(str(node.name) for node in reversed(removed)),
-        added=(str(fused.name),),
-        error=None,
-    )
-
-
-def _is_splittable(node: ir.Node) -> bool:
-    return (node.domain, node.op_type) == (DOMAIN, "FusedConv") and node.attributes.get_string(
-        "activation", ""
-    ) in ACTIVATIONS
+    removed = [node for node in (conv, add, activation) if node is not None]
+    return _replace(graph, conv, f"{what} → FusedConv", removed, [fused])
 
 
 def _split(graph: ir.Graph, fused: ir.Node) -> Rewrite:
-    inputs = list(fused.inputs)
+    inputs, name = list(fused.inputs), str(fused.name)
     z = inputs.pop() if len(inputs) == 4 else None
     if inputs[-1] is None:
         inputs.pop()
-    attributes = [item for name, item in fused.attributes.items() if name != "activation"]
-    props, name = dict(fused.metadata_props), str(fused.name)
-    conv = ir.Node("", "Conv", inputs, attributes, name=f"{name}_conv", metadata_props=props)
-    added = [conv]
+    attributes = [item for item in fused.attributes.values() if item.name != "activation"]
+    props = dict(fused.metadata_props)
+    added = [ir.Node("", "Conv", inputs, attributes, name=f"{name}_conv", metadata_props=props)]
     if z is not None:
-        added.append(ir.Node("", "Add", [conv.outputs[0], z], name=f"{name}_add"))
-    op_type = fused.attributes.get_string("activation", "")
-    assert op_type is not None
-    added.append(ir.Node("", op_type, [added[-1].outputs[0]], name=name))
-    result = fused.outputs[0]
+        added.append(ir.Node("", "Add", [added[0].outputs[0], z], name=f"{name}_add"))
+    added.append(ir.Node("", _activation(fused), [added[-1].outputs[0]], name=name))
+    (result,) = fused.outputs
     for node in added:
         node.outputs[0].name = f"{result.name}_{node.op_type.lower()}"
         node.outputs[0].type, node.outputs[0].shape = result.type, result.shape
-        graph.insert_before(fused, node)
-    _replace(graph, fused, added[-1].outputs[0])
-    graph.remove(fused, safe=True)
-    return Rewrite(
-        at=name,
-        module=module_path(conv),
-        what=f"FusedConv → {' + '.join(node.op_type for node in added)}",
-        removed=(name,),
-        added=tuple(str(node.name) for node in added),
-        error=None,
-    )
+    what = f"FusedConv → {' + '.join(node.op_type for node in added)}"
+    return _replace(graph, fused, what, [fused], added)
 
 
-def _replace(graph: ir.Graph, old: ir.Node, value: ir.Value) -> None:
-    """Let everyone read `value` instead of the result of `old`, under the same name."""
-    (result,) = old.outputs
-    value.type, value.shape = result.type, result.shape
-    name = result.name
-    ir.convenience.replace_all_uses_with(result, value, replace_graph_outputs=True)
-    result.name, value.name = f"{name}_replaced", name
+def _activation(fused: ir.Node) -> str:
+    return fused.attributes.get_string("activation") or ""
+
+
+def _replace(
+    graph: ir.Graph, at: ir.Node, what: str, removed: Sequence[ir.Node], added: Sequence[ir.Node]
+) -> Rewrite:
+    """Let everyone read the last of the new nodes instead of the last of the old ones."""
+    old, new = removed[-1], added[-1]
+    ir.convenience.replace_nodes_and_values(graph, old, removed, added, old.outputs, new.outputs)
+    before, after = (tuple(str(node.name) for node in nodes) for nodes in (removed, added))
+    return Rewrite(str(at.name), module_path(at), what, before, after, None)

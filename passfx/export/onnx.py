@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,24 +14,17 @@ import onnx_ir as ir
 import torch
 from google.protobuf.message import DecodeError
 from torch.export import ExportedProgram
-from torch.export.graph_signature import (
-    ConstantArgument,
-    ExportGraphSignature,
-    InputKind,
-    InputSpec,
-    OutputKind,
-    OutputSpec,
-    SymIntArgument,
-    TensorArgument,
-)
+from torch.export import graph_signature as signature
 from torch.fx import Graph, GraphModule, Node
 
 from passfx.capture.program import Captured
-from passfx.errors import ExportError, quiet
-from passfx.graph.query import attribute, is_constant, tensor, value
+from passfx.errors import ExportError, named_line, quiet
+from passfx.export.settings import ExportSettings
+from passfx.graph.query import attribute, is_constant, tensor, tensors, value
 from passfx.record import OnnxReport
 from passfx.version import __version__
 
+_DEFAULT = ExportSettings()
 _BFLOAT16_OPSET = 22  # the first whose Conv takes it
 _INLINE_BYTES = 2 * 10**9 - 10**8  # a protobuf message holds 2 GB at most, graph included
 
@@ -43,19 +36,16 @@ def to_exported_program(graph_module: GraphModule, captured: Captured) -> Export
     wants; node metadata (module scopes, source lines) is kept.
     """
     graph, copies = Graph(), dict[Node, Node]()
-    inputs: list[InputSpec] = []
-    state: dict[str, Any] = {}
+    inputs: list[signature.InputSpec] = []
     by_target: dict[str, Node] = {}
     nodes = list(graph_module.graph.nodes)
     for node in filter(is_constant, nodes):
         target = str(node.target)
         if target not in by_target:
-            name = f"c_{target.replace('.', '_')}"
-            by_target[target] = placeholder = graph.placeholder(name)
+            by_target[target] = placeholder = graph.placeholder(f"c_{target.replace('.', '_')}")
             placeholder.meta = {"val": node.meta["val"]}
-            state[target] = attribute(graph_module, target).detach()
-            argument = TensorArgument(placeholder.name)
-            inputs.append(InputSpec(InputKind.BUFFER, argument, target, persistent=True))
+            kind, argument = signature.InputKind.BUFFER, _argument(placeholder)
+            inputs.append(signature.InputSpec(kind, argument, target, persistent=True))
         copies[node] = by_target[target]
     for node in nodes:
         if node.op == "output":
@@ -64,17 +54,18 @@ def to_exported_program(graph_module: GraphModule, captured: Captured) -> Export
         elif node not in copies:
             copies[node] = graph.node_copy(node, copies.__getitem__)
             if node.op == "placeholder":
-                inputs.append(InputSpec(InputKind.USER_INPUT, _argument(copies[node]), None))
+                kind, argument = signature.InputKind.USER_INPUT, _argument(copies[node])
+                inputs.append(signature.InputSpec(kind, argument, None))
     outputs = [
-        OutputSpec(OutputKind.USER_OUTPUT, _argument(item), None)
+        signature.OutputSpec(signature.OutputKind.USER_OUTPUT, _argument(item), None)
         for item in graph.output_node().args[0]  # type: ignore[union-attr]
     ]
     program = captured.program
     return ExportedProgram(
         root=torch.nn.Module(),
         graph=graph,
-        graph_signature=ExportGraphSignature(inputs, outputs),
-        state_dict=state,
+        graph_signature=signature.ExportGraphSignature(inputs, outputs),
+        state_dict={target: attribute(graph_module, target).detach() for target in by_target},
         range_constraints=program.range_constraints,
         module_call_graph=program.module_call_graph[:1],
         example_inputs=(captured.args, captured.kwargs),
@@ -82,78 +73,65 @@ def to_exported_program(graph_module: GraphModule, captured: Captured) -> Export
 
 
 def _argument(item: Any) -> Any:
-    if isinstance(item, Node):
-        if tensor(item) is not None:
-            return TensorArgument(item.name)
-        if isinstance(value(item), torch.SymInt):
-            return SymIntArgument(item.name)
-        return ConstantArgument(item.name, value(item))
-    return ConstantArgument("", item)
+    if not isinstance(item, Node):
+        return signature.ConstantArgument("", item)
+    if tensor(item) is not None:
+        return signature.TensorArgument(item.name)
+    if isinstance(value(item), torch.SymInt):
+        return signature.SymIntArgument(item.name)
+    return signature.ConstantArgument(item.name, value(item))
 
 
 def export_onnx(
-    graph_module: GraphModule,
-    captured: Captured,
-    *,
-    opset: int = 20,
-    input_names: Sequence[str] | None = None,
-    output_names: Sequence[str] | None = None,
+    graph_module: GraphModule, captured: Captured, settings: ExportSettings = _DEFAULT
 ) -> ir.Model:
     """Translate a rewritten graph to ONNX, in memory.
 
     Args:
-        input_names, output_names: one per flat tensor; by default those of the capture.
+        settings: of which the opset counts, and the names of the inputs and outputs: one per flat
+            tensor, by default those of the capture.
 
     Raises:
         ExportError: the exporter has no translation for an operator, or the names do not fit.
     """
-    names = {
-        "input": (input_names, captured.input_names),
-        "output": (output_names, captured.output_names),
-    }
-    for kind, (given, own) in names.items():
+    for kind, given, own in (
+        ("input", settings.input_names, captured.input_names),
+        ("output", settings.output_names, captured.output_names),
+    ):
         if given is not None and len(given) != len(own):
             raise ExportError(
                 f"the model has {len(own)} {kind}(s) ({', '.join(own)}), not {len(given)}"
             )
-    halves = [node for node in graph_module.graph.nodes if _is_bfloat16(node)]
-    if halves and opset < _BFLOAT16_OPSET:
+    fakes = tensors(map(value, graph_module.graph.nodes))
+    if settings.opset < _BFLOAT16_OPSET and torch.bfloat16 in {fake.dtype for fake in fakes}:
         raise ExportError(
-            f"bfloat16 operators need opset {_BFLOAT16_OPSET} or later, not {opset} (--opset)"
+            f"bfloat16 operators need opset {_BFLOAT16_OPSET} or later, not {settings.opset} "
+            "(--opset)"
         )
     try:
         with quiet():
             program = torch.onnx.export(
                 to_exported_program(graph_module, captured),
                 dynamo=True,
-                opset_version=opset,
-                input_names=list(input_names or captured.input_names),
-                output_names=list(output_names or captured.output_names),
+                opset_version=settings.opset,
+                input_names=list(settings.input_names or captured.input_names),
+                output_names=list(settings.output_names or captured.output_names),
                 verbose=False,
             )
     except Exception as error:
-        raise ExportError(_explain(error)) from error
+        cause: BaseException = error
+        # The innermost one: the exporter's own message is mostly advice for its maintainers.
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ExportError(
+            f"torch's ONNX exporter cannot write this model: {named_line(cause)}"
+        ) from error
     assert program is not None
     model = program.model
     _name_dims(model, captured)
-    model.producer_name = "passfx"
-    model.producer_version = __version__
+    model.producer_name, model.producer_version = "passfx", __version__
     model.metadata_props["passfx.version"] = __version__
     return model
-
-
-def _is_bfloat16(node: Node) -> bool:
-    fake = tensor(node)
-    return fake is not None and fake.dtype == torch.bfloat16
-
-
-def _explain(error: BaseException) -> str:
-    """The innermost cause; the exporter's own message is mostly advice for its maintainers."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0] if lines else type(error).__name__
-    return f"torch's ONNX exporter cannot write this model: {type(error).__name__}: {reason}"
 
 
 @contextmanager
@@ -169,14 +147,11 @@ def staged(model: ir.Model, path: Path) -> Iterator[tuple[Path, OnnxReport]]:
     Raises:
         ExportError: the written file does not pass `onnx.checker`.
     """
-    weights = sum(
-        item.const_value.nbytes for item in model.graph.initializers.values() if item.const_value
-    )
+    stored = (item.const_value for item in model.graph.initializers.values())
+    is_large = sum(item.nbytes for item in stored if item) > _INLINE_BYTES
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".passfx-") as folder:
         written = Path(folder) / path.name
-        ir.save(
-            model, written, external_data=f"{path.name}.data" if weights > _INLINE_BYTES else None
-        )
+        ir.save(model, written, external_data=f"{path.name}.data" if is_large else None)
         try:
             onnx.checker.check_model(str(written), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -210,11 +185,9 @@ def summarize(path: Path) -> OnnxReport:
     model = load_graph(path)
     counts = Counter(node.op_type for node in model.graph.node)
     ops = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-    opset = next(
-        (item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), None
-    )
+    opsets = (item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
     size = sum(file.stat().st_size for file in (path, *external_files(path)))
-    return OnnxReport(str(path), size, len(model.graph.node), ops, opset)
+    return OnnxReport(str(path), size, len(model.graph.node), ops, next(opsets, None))
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
@@ -240,30 +213,35 @@ def external_files(path: Path) -> list[Path]:
     Raises:
         ExportError: it is not an ONNX file, or one of them is missing.
     """
-    files = sorted(
-        {
-            path.with_name(entry.value)
-            for initializer in load_graph(path).graph.initializer
-            for entry in initializer.external_data
-            if entry.key == "location"
-        }
-    )
+    stored = (item.external_data for item in load_graph(path).graph.initializer)
+    names = {entry.value for entries in stored for entry in entries if entry.key == "location"}
+    files = sorted(map(path.with_name, names))
     for file in files:
         if not file.is_file():
             raise ExportError(f"{path} keeps its weights in {file}, which does not exist")
     return files
 
 
+def graph_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """What a graph takes, without the weights that older files list among its inputs."""
+    weights = {item.name for item in graph.initializer}
+    return [item for item in graph.input if item.name not in weights]
+
+
+def sizes(item: onnx.ValueInfoProto) -> tuple[int | str | None, ...]:
+    """A shape; a size that may vary is its name, or None where it has none."""
+    return tuple(
+        size.dim_value if size.HasField("dim_value") else size.dim_param or None
+        for size in item.type.tensor_type.shape.dim
+    )
+
+
 def _name_dims(model: ir.Model, captured: Captured) -> None:
     """Dynamic sizes by the names that the user gave them instead of the tracer's symbols."""
-    values = [*model.graph.inputs, *model.graph.outputs]
-    for node in model.graph.all_nodes():
-        values += node.outputs
-    for item in values:
+    inner = (item for node in model.graph.all_nodes() for item in node.outputs)
+    for item in (*model.graph.inputs, *model.graph.outputs, *inner):
         if item.shape is not None and not item.shape.is_static():
             item.shape = ir.Shape(
-                [
-                    captured.dim_name(str(size.value)) if isinstance(size, ir.SymbolicDim) else size
-                    for size in item.shape
-                ]
+                captured.dim_name(str(size.value)) if isinstance(size, ir.SymbolicDim) else size
+                for size in item.shape
             )

@@ -17,21 +17,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
 from google.protobuf import text_format
 
 from passfx.errors import ExportError
-from passfx.export.onnx import external_files, load_graph
+from passfx.export.onnx import external_files, graph_inputs, load_graph, sizes
 from passfx.files import writing
 from passfx.target import CUDA, TARGETS
 from passfx.version import __version__
 
 MAX_BATCH_SIZE = 32  # where the batch varies and nothing else is asked for
 _NAMES = re.compile(r"[A-Za-z0-9_.-]+")
-_TYPES = {
-    1: "TYPE_FP32", 2: "TYPE_UINT8", 3: "TYPE_INT8", 4: "TYPE_UINT16", 5: "TYPE_INT16",
-    6: "TYPE_INT32", 7: "TYPE_INT64", 8: "TYPE_STRING", 9: "TYPE_BOOL", 10: "TYPE_FP16",
-    11: "TYPE_FP64", 12: "TYPE_UINT32", 13: "TYPE_UINT64", 16: "TYPE_BF16",
-}  # fmt: skip
+# Where Triton's name of a type is not TYPE_ and ONNX's.
+_TYPES = {"FLOAT": "FP32", "FLOAT16": "FP16", "DOUBLE": "FP64", "BFLOAT16": "BF16"}
 # Options of a session → parameters of the accelerator "cuda", which are the provider's own.
 _CUDA = {
     "conv_algo_search": "cudnn_conv_algo_search",
@@ -94,68 +92,63 @@ def write_triton(model: Path, repository: Path, settings: TritonSettings) -> Dep
             f"{name!r} cannot be the name of a model in Triton: letters, digits, '.', '_' and '-'"
         )
     config, ignored = triton_config(model, settings)
-    text = _text(config, model, ignored)
-    folder = repository / name
-    place = folder / str(settings.version)
-    if place.exists():
-        raise ExportError(f"{place} exists already; --version writes another one")
+    folder, version = repository / name, str(settings.version)
+    if (folder / version).exists():
+        raise ExportError(f"{folder / version} exists already; --version writes another one")
     described = folder / "config.pbtxt"
     if described.exists() and _message(described.read_text(encoding="utf-8")) != config:
         raise ExportError(
             f"{described} describes another model, and all versions share it; give another --name"
         )
     with writing(folder):
-        _write(model, repository, folder, str(settings.version), text)
-    files = (described, *sorted(place.iterdir()))
-    return Deployment(folder, files, ignored)
-
-
-def _write(model: Path, repository: Path, folder: Path, version: str, text: str) -> None:
-    repository.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=repository, prefix=".passfx-") as temporary:
-        built = Path(temporary) / folder.name
-        (built / version).mkdir(parents=True)
-        (built / "config.pbtxt").write_text(text, encoding="utf-8")
-        shutil.copyfile(model, built / version / "model.onnx")
-        for data in external_files(model):
-            shutil.copyfile(data, built / version / data.name)
-        if folder.exists():
-            os.replace(built / version, folder / version)
-        else:
-            os.replace(built, folder)
+        repository.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=repository, prefix=".passfx-") as temporary:
+            built = Path(temporary) / name
+            (built / version).mkdir(parents=True)
+            (built / "config.pbtxt").write_text(_text(config, model, ignored), encoding="utf-8")
+            shutil.copyfile(model, built / version / "model.onnx")
+            for data in external_files(model):
+                shutil.copyfile(data, built / version / data.name)
+            if folder.exists():
+                os.replace(built / version, folder / version)
+            else:
+                os.replace(built, folder)
+    return Deployment(folder, (described, *sorted((folder / version).iterdir())), ignored)
 
 
 def triton_config(model: Path, settings: TritonSettings) -> tuple[Any, tuple[str, ...]]:
     """The `ModelConfig` of a file, and the options that Triton has no key for."""
     pb = _protobuf()
     graph = load_graph(model).graph
-    weights = {item.name for item in graph.initializer}
-    ends = {
-        "input": [item for item in graph.input if item.name not in weights],
-        "output": list(graph.output),
-    }
-    varies = _batch_varies([item for values in ends.values() for item in values])
-    max_batch_size = settings.max_batch_size
-    if max_batch_size is None:
-        max_batch_size = max([MAX_BATCH_SIZE, *settings.batches]) if varies else 0
-    if max_batch_size and not varies:
+    ends = {"input": graph_inputs(graph), "output": list(graph.output)}
+    shapes = {item.name: sizes(item) for values in ends.values() for item in values}
+    # The batch varies where the first axis of every input and output is one size, which varies.
+    first = {shape[0] if shape else None for shape in shapes.values()}
+    varies = len(first) == 1 and isinstance(first.pop(), str)
+    most = settings.max_batch_size
+    if most is None:
+        most = max([MAX_BATCH_SIZE, *settings.batches]) if varies else 0
+    if most and not varies:
         raise ExportError(
             f"{model} has a fixed batch, so --max-batch-size must be 0; "
             "convert with --dynamic-batch for another one"
         )
-    config = pb.ModelConfig(
-        name=settings.name, backend="onnxruntime", max_batch_size=max_batch_size
-    )
+    config = pb.ModelConfig(name=settings.name, backend="onnxruntime", max_batch_size=most)
     for kind, values in ends.items():
         for item in values:
-            dims = _dims(item)[1 if max_batch_size else 0 :]
-            getattr(config, kind).add(name=item.name, data_type=_data_type(pb, item), dims=dims)
-    if max_batch_size:
+            dims = [size if isinstance(size, int) else -1 for size in shapes[item.name]]
+            name = onnx.TensorProto.DataType.Name(item.type.tensor_type.elem_type)
+            try:
+                data_type = pb.DataType.Value(f"TYPE_{_TYPES.get(name, name)}")
+            except ValueError as error:
+                raise ExportError(f"Triton has no type for {item.name}") from error
+            dims = dims[1:] if most else dims
+            getattr(config, kind).add(name=item.name, data_type=data_type, dims=dims)
+    if most:
         config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay
-        preferred = sorted({size for size in settings.batches if 1 < size <= max_batch_size})
+        preferred = sorted({size for size in settings.batches if 1 < size <= most})
         config.dynamic_batching.preferred_batch_size.extend(preferred)
-    kinds = pb.ModelInstanceGroup
-    kind = kinds.KIND_GPU if TARGETS[settings.provider].is_gpu else kinds.KIND_CPU
+    kind = "KIND_GPU" if TARGETS[settings.provider].is_gpu else "KIND_CPU"
     config.instance_group.add(count=settings.instances, kind=kind)
     return config, _set_options(config, settings)
 
@@ -202,26 +195,3 @@ def _text(config: Any, model: Path, ignored: Sequence[str]) -> str:
     if ignored:
         lines.append(f"# Triton's ONNX Runtime backend has no key for: {', '.join(ignored)}.")
     return "\n".join([*lines, text_format.MessageToString(config)])
-
-
-def _dims(item: Any) -> list[int]:
-    return [
-        dim.dim_value if dim.HasField("dim_value") else -1
-        for dim in item.type.tensor_type.shape.dim
-    ]
-
-
-def _batch_varies(values: Sequence[Any]) -> bool:
-    """Whether the first axis of every input and output is one size, which varies."""
-    first = {
-        dims[0].dim_param if dims else ""
-        for dims in (item.type.tensor_type.shape.dim for item in values)
-    }
-    return len(first) == 1 and first != {""}
-
-
-def _data_type(pb: Any, item: Any) -> int:
-    name = _TYPES.get(item.type.tensor_type.elem_type)
-    if name is None:
-        raise ExportError(f"Triton has no type for {item.name}")
-    return int(pb.DataType.Value(name))

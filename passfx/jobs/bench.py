@@ -21,7 +21,7 @@ from passfx.jobs.optimize import optimize_source
 from passfx.pipeline import Plan, Progress, silent
 from passfx.report.bench import BenchReport, BenchRow
 from passfx.runtime.inputs import draw_inputs
-from passfx.runtime.options import Options, torch_device
+from passfx.runtime.options import Options
 from passfx.runtime.race import race, speedup
 from passfx.runtime.reference import open_session
 from passfx.runtime.roofline import Peaks, ideal_seconds, measure_peaks
@@ -95,7 +95,7 @@ def bench(
     if target.is_gpu and not torch.cuda.is_available():
         raise SourceError("PyTorch sees no CUDA device; --provider cpu measures this machine")
     progress("peaks")
-    peaks = measure_peaks(torch_device(settings.provider, settings.device))
+    peaks = measure_peaks(torch.device(target.device(settings.device)))
     rows: list[BenchRow] = []
     for batch in [None] if settings.batches is None else settings.batches:
         with tempfile.TemporaryDirectory() as folder:
@@ -139,7 +139,7 @@ class _Race:
     entrants: dict[str, _Contestant | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.place = torch_device(self.settings.provider, self.settings.device)
+        self.place = torch.device(self.target.device(self.settings.device))
         self.untuned = Options(self.settings.provider)
 
     def enter_source(self, source: Source, batch: int | None) -> None:

@@ -14,7 +14,7 @@ from passfx.errors import ExportError
 from passfx.export.base import FilePass
 from passfx.export.calibration import calibration_samples
 from passfx.export.epilogue import FuseEpilogues
-from passfx.export.onnx import export_onnx, load_graph, staged, summarize
+from passfx.export.onnx import export_onnx, graph_inputs, load_graph, sizes, staged, summarize
 from passfx.export.precision import LowerPrecision
 from passfx.export.settings import HALVES, ExportSettings
 from passfx.files import writing
@@ -44,13 +44,7 @@ def export_file(
     progress("export")
     with writing(path), ExitStack() as stack:
         with timed(seconds, "export"):
-            model = export_onnx(
-                optimized.module,
-                captured,
-                opset=settings.opset,
-                input_names=settings.input_names,
-                output_names=settings.output_names,
-            )
+            model = export_onnx(optimized.module, captured, settings)
             passes = [item.run(model) for item in _file_passes(model, captured, settings, target)]
             written, summary = stack.enter_context(staged(model, path))
         report = file_report(report, settings, passes, summary, seconds)
@@ -115,10 +109,8 @@ def _file_precision(path: Path, captured: Captured) -> str:
 def _check_signature(path: Path, report: Report, precision: str) -> None:
     """Refuse a file whose inputs or outputs differ from the model's in number, dtype or shape."""
     graph = load_graph(path).graph
-    weights = {item.name for item in graph.initializer}
-    inputs = [item for item in graph.input if item.name not in weights]
     for kind, own, given in (
-        ("inputs", report.inputs, inputs),
+        ("inputs", report.inputs, graph_inputs(graph)),
         ("outputs", report.outputs, graph.output),
     ):
         found = list(map(_tensor_info, given))
@@ -133,12 +125,8 @@ def _check_signature(path: Path, report: Report, precision: str) -> None:
 
 def _tensor_info(item: Any) -> TensorInfo:
     """An input or output of an ONNX graph; a size that is not known is "?"."""
-    tensor_type = item.type.tensor_type
-    sizes = [
-        size.dim_value if size.HasField("dim_value") else size.dim_param or "?"
-        for size in tensor_type.shape.dim
-    ]
-    return TensorInfo(item.name, _dtype(tensor_type.elem_type), tuple(sizes))
+    shape = tuple("?" if size is None else size for size in sizes(item))
+    return TensorInfo(item.name, _dtype(item.type.tensor_type.elem_type), shape)
 
 
 def _dtype(element_type: int) -> str:

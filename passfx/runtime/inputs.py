@@ -42,8 +42,7 @@ def _by_name(ports: Sequence[Port], shapes: Sequence[InputShape]) -> dict[str, t
     names = [port.name for port in ports]
     given: dict[str, tuple[int, ...]] = {}
     for shape in shapes:
-        unnamed = [name for name in names if name not in given]
-        name = shape.name or (unnamed[0] if unnamed else "")
+        name = shape.name or next((name for name in names if name not in given), "")
         if name not in names:
             raise SourceError(
                 f"there is no input for the shape {shape.name or 'x'.join(map(str, shape.sizes))}; "
@@ -58,15 +57,13 @@ def _sizes(port: Port, given: tuple[int, ...] | None, batch: int) -> tuple[int, 
         raise SourceError(f"{port}, which has not {len(given)} axes")
     sizes = []
     for axis, wanted in enumerate(port.shape):
-        size = wanted
-        if not isinstance(wanted, int):
-            size = batch if axis == 0 else given[axis] if given else None
-        elif axis and given and given[axis] != wanted:
-            raise SourceError(f"{port}: axis {axis} cannot be {given[axis]}")
+        size = batch if axis == 0 else given[axis] if given else wanted
         if not isinstance(size, int):
             raise SourceError(
                 f"{port}: say how large axis {axis} is, with --input-shape {port.name}:…"
             )
+        if axis and isinstance(wanted, int) and size != wanted:
+            raise SourceError(f"{port}: axis {axis} cannot be {size}")
         sizes.append(size)
     if port.shape and isinstance(port.shape[0], int) and port.shape[0] != batch:
         raise SourceError(

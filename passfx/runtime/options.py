@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import torch
-
 from passfx.errors import SourceError
-from passfx.target import CPU, TARGETS
+from passfx.target import CPU, TARGETS, Target, find_target
 
 CONV_ALGO_SEARCHES = ("EXHAUSTIVE", "HEURISTIC")  # DEFAULT chooses blindly
 
@@ -45,12 +43,12 @@ class Options:
     cuda_graph: bool = False
 
     def __post_init__(self) -> None:
-        for kind, given, known in (
-            ("provider", self.provider, tuple(TARGETS)),
-            ("conv_algo_search", self.conv_algo_search, CONV_ALGO_SEARCHES),
-        ):
-            if given not in known:
-                raise SourceError(f"the {kind} {given!r} is not one of {', '.join(known)}")
+        find_target(self.provider, "provider")
+        if self.conv_algo_search not in CONV_ALGO_SEARCHES:
+            known = ", ".join(CONV_ALGO_SEARCHES)
+            raise SourceError(
+                f"the conv_algo_search {self.conv_algo_search!r} is not one of {known}"
+            )
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> "Options":
@@ -67,13 +65,18 @@ class Options:
                 raise SourceError(f"the option {name} cannot be {value!r}")
         return cls(**given)
 
+    @property
+    def target(self) -> Target:
+        """What the provider is for."""
+        return TARGETS[self.provider]
+
     def differences(self) -> dict[str, Any]:
         """The options that are not those of an untuned session on the same provider."""
         default = asdict(Options(self.provider))
         return {name: value for name, value in asdict(self).items() if value != default[name]}
 
     def __str__(self) -> str:
-        return " ".join(map(_named, self.differences().items())) or "default"
+        return " ".join(_named(*item) for item in self.differences().items()) or "default"
 
     def session_options(self, onnxruntime: Any) -> Any:
         """The `onnxruntime.SessionOptions`."""
@@ -90,28 +93,19 @@ class Options:
 
     def provider_options(self, device: int) -> dict[str, str]:
         """What the execution provider is opened with, on the GPU number `device`."""
-        if not TARGETS[self.provider].is_gpu:
+        if not self.target.is_gpu:
             return {}
-        switches = {
-            "prefer_nhwc": self.prefer_nhwc,
-            "fuse_conv_bias": self.fuse_conv_bias,
-            "use_tf32": self.tf32,
-            "enable_cuda_graph": self.cuda_graph,
-        }
         return {
             "device_id": str(device),
             "cudnn_conv_algo_search": self.conv_algo_search,
-            **{name: str(int(value)) for name, value in switches.items()},
+            "prefer_nhwc": str(int(self.prefer_nhwc)),
+            "fuse_conv_bias": str(int(self.fuse_conv_bias)),
+            "use_tf32": str(int(self.tf32)),
+            "enable_cuda_graph": str(int(self.cuda_graph)),
         }
 
 
-def torch_device(provider: str, device: int = 0) -> torch.device:
-    """Where the tensors of a provider lie."""
-    return torch.device(provider, device) if TARGETS[provider].is_gpu else torch.device(provider)
-
-
-def _named(option: tuple[str, Any]) -> str:
-    name, value = option
+def _named(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return name if value else f"no-{name}"
     return f"{name}={value}"

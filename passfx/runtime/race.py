@@ -1,10 +1,9 @@
 """Measure ways to run one model against each other, in turns, in one run."""
 
-import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,11 +53,6 @@ def speedup(before: Timing, after: Timing) -> float:
     return statistics.median(ratios)
 
 
-def geometric_mean(ratios: list[float]) -> float:
-    """The mean of ratios."""
-    return math.exp(statistics.fmean(map(math.log, ratios)))
-
-
 def race(
     contestants: Mapping[str, Open], seconds: float, *, blocks: int = BLOCKS, alone: bool = True
 ) -> dict[str, Timing]:
@@ -78,16 +72,14 @@ def race(
     with ExitStack() as stack:
         opened: dict[str, Run] = {}
         for turn in range(blocks):
-            order = list(contestants)
-            for name in order if turn % 2 == 0 else order[::-1]:
-                if alone:
-                    with contestants[name]() as run:
-                        timings[name].append(_block(run, share, _WARM_UP))
-                    continue
+            for name in list(contestants)[:: -1 if turn % 2 else 1]:
                 is_new = name not in opened
                 if is_new:
                     opened[name] = stack.enter_context(contestants[name]())
                 timings[name].append(_block(opened[name], share, _WARM_UP if is_new else 1))
+                if alone:
+                    stack.close()
+                    opened.clear()
     return {name: Timing(tuple(found)) for name, found in timings.items()}
 
 
@@ -101,9 +93,3 @@ def _block(run: Run, seconds: float, warm_up: int) -> tuple[float, ...]:
         run()
         times.append(time.perf_counter() - started)
     return tuple(times)
-
-
-@contextmanager
-def opened(run: Run) -> Iterator[Run]:
-    """A contestant that needs no opening."""
-    yield run

@@ -8,28 +8,66 @@ from typing import Any, Protocol
 
 import onnx
 import onnx_ir as ir
-import torch
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from passfx.capture.program import Captured
 from passfx.errors import ExportError, RuntimeUnavailableError, SourceError, named_line
 from passfx.export.arrays import Array, to_numpy, to_torch
+from passfx.export.onnx import graph_inputs
 from passfx.export.rounding import emulated
 from passfx.graph.query import tensors
 from passfx.runtime.options import Options
 from passfx.runtime.session import Session, require_onnxruntime
-from passfx.target import CPU
 from passfx.verify.parity import Parity, parity
 
 
 class Runner(Protocol):
-    """Something that runs a model: flat input tensors → flat output tensors."""
+    """Something that runs a model: flat input tensors → flat output tensors.
+
+    It is a `Session`, or one of the two below.
+    """
 
     provider: str
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The outputs of the model, in the order of the file."""
+
+
+class _ReferenceSession:
+    """A file under onnx's reference evaluator, which is slow and knows every operator."""
+
+    provider = "onnx.reference"
+
+    def __init__(self, path: Path) -> None:
+        model = onnx.load(path)
+        self._evaluator = ReferenceEvaluator(model)
+        self._names = [item.name for item in graph_inputs(model.graph)]
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        feeds = dict(zip(self._names, map(to_numpy, inputs), strict=True))
+        return [to_torch(item) for item in self._evaluator.run(None, feeds)]
+
+
+class _RoundingSession(Session):
+    """A session on the CPU in which every result of half precision is rounded, as on a GPU.
+
+    The CPU provider computes half precision in float32 and leaves out the rounding between two
+    operators, so that neither their loss nor an overflow would show.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with _saved(emulated(ir.load(path))) as rounding:
+            super().__init__(rounding)
+        self.provider += ", results rounded to half precision"
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        return super().run(
+            [
+                item.to(port.dtype) if item.is_floating_point() else item
+                for port, item in zip(self.inputs, inputs, strict=True)
+            ]
+        )
 
 
 def open_session(path: Path) -> Runner:
@@ -48,68 +86,19 @@ def open_session(path: Path) -> Runner:
         return _ReferenceSession(path)
 
 
-def open_rounding_session(path: Path) -> Runner:
-    """A session on the CPU in which every result of half precision is rounded, as on a GPU.
-
-    The CPU provider computes half precision in float32 and leaves out the rounding between two
-    operators, so that neither their loss nor an overflow would show.
-
-    Raises:
-        RuntimeUnavailableError: onnxruntime is not installed.
-    """
-    return _RoundingSession(path)
-
-
-class _RoundingSession:
-    def __init__(self, path: Path) -> None:
-        with _saved(emulated(ir.load(path))) as rounding:
-            self._session = Session(rounding)
-        self.provider = f"{self._session.provider}, results rounded to half precision"
-
-    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        ports = self._session.inputs
-        return self._session.run(
-            [
-                item.to(port.dtype) if item.is_floating_point() else item
-                for port, item in zip(ports, inputs, strict=True)
-            ]
-        )
-
-
 def run_model(model: ir.Model, samples: Sequence[Mapping[str, Array]]) -> list[list[Array]]:
     """Run a model in memory on samples, inputs by name, on the CPU without graph optimisation.
 
     Raises:
         RuntimeUnavailableError: onnxruntime is not installed.
     """
-    onnxruntime = require_onnxruntime()
-    options = Options().session_options(onnxruntime)
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    onnxruntime, options = require_onnxruntime(), Options()
+    told = options.session_options(onnxruntime)
+    told.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    providers = [options.target.provider]
     with _saved(model) as path:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[CPU.provider])
+        session = onnxruntime.InferenceSession(str(path), told, providers=providers)
     return [session.run(None, dict(sample)) for sample in samples]
-
-
-@contextmanager
-def _saved(model: ir.Model) -> Iterator[Path]:
-    """A model as a file, which may be deleted once a session has read it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        ir.save(model, path, external_data="weights")
-        yield path
-
-
-class _ReferenceSession:
-    provider = "onnx.reference"
-
-    def __init__(self, path: Path) -> None:
-        model = onnx.load(path)
-        self._evaluator = ReferenceEvaluator(model)
-        self._names = [item.name for item in model.graph.input]
-
-    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        feeds = dict(zip(self._names, map(to_numpy, inputs), strict=True))
-        return [to_torch(item) for item in self._evaluator.run(None, feeds)]
 
 
 def file_parity(
@@ -125,13 +114,22 @@ def file_parity(
         RuntimeUnavailableError: onnxruntime is not installed.
     """
     with _running(path):
-        session = open_session(path) if precision == "fp32" else open_rounding_session(path)
+        session = open_session(path) if precision == "fp32" else _RoundingSession(path)
 
-    def run(inputs: Sequence[Any]) -> list[torch.Tensor]:
+    def run(inputs: Sequence[Any]) -> list[Tensor]:
         with _running(path):
             return session.run(tensors(inputs))
 
     return parity(captured, run, provider=session.provider, rtol=rtol, seed=seed)
+
+
+@contextmanager
+def _saved(model: ir.Model) -> Iterator[Path]:
+    """A model as a file, which may be deleted once a session has read it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path, external_data="weights")
+        yield path
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import onnx
 import torch
 
 from passfx.errors import ExportError
+from passfx.export.onnx import graph_inputs, sizes
 from passfx.graph.query import dtype_name
 from passfx.target import TARGETS
 
@@ -36,13 +37,11 @@ def measure_peaks(device: torch.device) -> Peaks:
     """Time a large matrix product and a large copy; the CPU provider computes fp16 in float32."""
     is_gpu = TARGETS[device.type].is_gpu
     size, elements = (8192, 2**29) if is_gpu else (2048, 2**25)
+    dtypes = (torch.float32, torch.float16) if is_gpu else (torch.float32,)
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        macs = {
-            dtype_name(dtype): _product_rate(size, dtype, device)
-            for dtype in ((torch.float32, torch.float16) if is_gpu else (torch.float32,))
-        }
+        macs = {dtype_name(dtype): _product_rate(size, dtype, device) for dtype in dtypes}
     finally:
         torch.backends.cuda.matmul.allow_tf32 = allowed
     source = torch.ones(elements, device=device)
@@ -83,14 +82,13 @@ def ideal_seconds(path: Path, shapes: Sequence[tuple[int, ...]], peaks: Peaks) -
     seconds = 0.0
     for op_type, inputs, output in nodes:
         names = [name for name in (*inputs, output) if name]
-        missing = [name for name in names if name not in tensors]
-        if missing:
-            raise ExportError(f"{path}: the shape of {missing[0]} cannot be inferred")
+        for name in names:
+            if name not in tensors:
+                raise ExportError(f"{path}: the shape of {name} cannot be inferred")
+        *operands, result = (tensors[name] for name in names)
+        peak = peaks.macs.get(result.dtype.name, peaks.macs["float32"])
         moved = sum(tensors[name].nbytes for name in names)
-        operands = [tensors[name] for name in inputs if name]
-        macs = _macs(op_type, operands, tensors[output])
-        peak = peaks.macs.get(tensors[output].dtype.name, peaks.macs["float32"])
-        seconds += max(macs / peak, moved / peaks.bandwidth)
+        seconds += max(_macs(op_type, operands, result) / peak, moved / peaks.bandwidth)
     return seconds
 
 
@@ -128,24 +126,22 @@ def _infer_tensors(model: onnx.ModelProto, shapes: Sequence[tuple[int, ...]]) ->
         if node.op_type == "FusedConv":
             node.op_type, node.domain = "Conv", ""
             del node.input[3:]
-            kept = [item for item in node.attribute if not item.name.startswith("activation")]
-            del node.attribute[:]
-            node.attribute.extend(kept)
-    for item, sizes in zip(graph.input, shapes, strict=True):
-        for size, dim in zip(sizes, item.type.tensor_type.shape.dim, strict=True):
+            for item in [item for item in node.attribute if item.name.startswith("activation")]:
+                node.attribute.remove(item)
+    for item, shape in zip(graph_inputs(graph), shapes, strict=True):
+        for size, dim in zip(shape, item.type.tensor_type.shape.dim, strict=True):
             dim.dim_value = size
     del graph.value_info[:]
     for item in graph.output:
         item.type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    tensors = {item.name: _tensor(item.dims, item.data_type) for item in inferred.initializer}
+    found = [(item.name, item.dims, item.data_type) for item in inferred.initializer]
     for item in (*inferred.input, *inferred.output, *inferred.value_info):
-        typed = item.type.tensor_type
-        dims = typed.shape.dim
-        if typed.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
-            tensors[item.name] = _tensor([dim.dim_value for dim in dims], typed.elem_type)
-    return tensors
-
-
-def _tensor(sizes: Sequence[int], element_type: int) -> _Tensor:
-    return _Tensor(tuple(sizes), onnx.helper.tensor_dtype_to_np_dtype(element_type))
+        kind = item.type.tensor_type
+        if kind.HasField("shape"):
+            found.append((item.name, sizes(item), kind.elem_type))
+    return {
+        name: _Tensor(tuple(shape), onnx.helper.tensor_dtype_to_np_dtype(element_type))
+        for name, shape, element_type in found
+        if all(isinstance(size, int) for size in shape)
+    }

@@ -7,28 +7,23 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
+from onnx_ir.tensor_adapters import from_torch_dtype
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from passfx.errors import RuntimeUnavailableError, SourceError, named_line
 from passfx.graph.query import dtype_name
-from passfx.runtime.options import Options, torch_device
-from passfx.target import CPU, TARGETS
+from passfx.runtime.options import Options
 
+# What torch and ONNX Runtime exchange, by ONNX Runtime's names.
 _DTYPES = {
-    "float": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "double": torch.float64,
-    "bool": torch.bool,
-    "uint8": torch.uint8,
-    "int8": torch.int8,
-    "int16": torch.int16,
-    "int32": torch.int32,
-    "int64": torch.int64,
-}
+    f"tensor({from_torch_dtype(dtype).name.lower()})": dtype
+    for dtype in (
+        torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.bool, torch.uint8,
+        torch.int8, torch.int16, torch.int32, torch.int64,
+    )
+}  # fmt: skip
 _NO_GRAPH = "-1"  # the gpu_graph_id of a run that is neither recorded nor replayed
 
 
@@ -93,10 +88,16 @@ class Session:
     ) -> None:
         onnxruntime = require_onnxruntime()
         self.options = options or Options()
-        self.provider = TARGETS[self.options.provider].provider
+        target = self.options.target
+        self.provider = target.provider
         if not isinstance(model, bytes) and not Path(model).is_file():
             raise SourceError(f"the file {model} does not exist")
-        _check_available(onnxruntime, self.provider)
+        available = onnxruntime.get_available_providers()
+        if self.provider not in available:
+            raise RuntimeUnavailableError(
+                f"this ONNX Runtime has no {self.provider} (it has {', '.join(available)}); for "
+                "NVIDIA GPUs uninstall onnxruntime and pip install 'passfx[gpu]'"
+            )
         try:
             self._session = onnxruntime.InferenceSession(
                 model if isinstance(model, bytes) else str(model),
@@ -116,8 +117,8 @@ class Session:
         self._run_options = onnxruntime.RunOptions
         self.inputs = tuple(map(_port, self._session.get_inputs()))
         self.outputs = tuple(map(_port, self._session.get_outputs()))
-        self.device = torch_device(self.options.provider, device)
-        self._is_gpu = TARGETS[self.options.provider].is_gpu
+        self.device = torch.device(target.device(device))
+        self._is_gpu = target.is_gpu
         self._pinned: dict[tuple[str, torch.Size], Tensor] = {}
         self._recorded: dict[tuple[torch.Size, ...], _Recorded] = {}
         self._lock = threading.Lock()  # around the buffers that runs share
@@ -153,15 +154,15 @@ class Session:
 
     def _replay(self, inputs: list[Tensor]) -> list[Tensor]:
         shapes = tuple(item.shape for item in inputs)
-        recorded = self._recorded.get(shapes)
-        if recorded is None:
+        if shapes not in self._recorded:
             outputs = [torch.empty_like(item) for item in self._run(inputs, _NO_GRAPH)]
             binding = self._session.io_binding()
             kept = self._bind_inputs(binding, [item.clone() for item in inputs])
             for port, item in zip(self.outputs, outputs, strict=True):
-                binding.bind_output(port.name, *_place_of(port, item))
-            recorded = _Recorded(str(len(self._recorded)), binding, kept, outputs)
-            self._recorded[shapes] = recorded
+                binding.bind_output(*_bound(port, item))
+            graph = str(len(self._recorded))
+            self._recorded[shapes] = _Recorded(graph, binding, kept, outputs)
+        recorded = self._recorded[shapes]
         for buffer, item in zip(recorded.inputs, inputs, strict=True):
             buffer.copy_(item)
         self._execute(recorded.binding, recorded.graph)
@@ -171,7 +172,7 @@ class Session:
         """Bind tensors where they lie; the result must live until the run is over."""
         ready = [item.detach().contiguous() for item in inputs]
         for port, item in zip(self.inputs, ready, strict=True):
-            binding.bind_input(port.name, *_place_of(port, item))
+            binding.bind_input(*_bound(port, item))
         return ready
 
     def _execute(self, binding: Any, graph: str | None) -> None:
@@ -185,14 +186,12 @@ class Session:
 
     def _place(self, port: Port, item: Tensor) -> Tensor:
         """A tensor on the session's GPU."""
-        if item.device.type == CPU.name:
-            if not item.is_pinned():
-                key = port.name, item.shape
-                if key not in self._pinned:
-                    self._pinned[key] = torch.empty_like(item, pin_memory=True)
-                item = self._pinned[key].copy_(item)
-            return item.to(self.device, non_blocking=True)
-        return item.to(self.device)
+        if item.is_cpu and not item.is_pinned():
+            key = port.name, item.shape
+            if key not in self._pinned:
+                self._pinned[key] = torch.empty_like(item, pin_memory=True)
+            item = self._pinned[key].copy_(item)
+        return item.to(self.device, non_blocking=item.is_cpu)
 
 
 @dataclass(frozen=True)
@@ -205,25 +204,15 @@ class _Recorded:
     outputs: list[Tensor]
 
 
-def _place_of(port: Port, item: Tensor) -> tuple[str, int, int, tuple[int, ...], int]:
-    """What `IOBinding` wants to know of a tensor: device, element type, shape, address."""
-    element_type = _ELEMENT_TYPES[port.dtype]
-    return (
-        item.device.type,
-        item.device.index or 0,
-        element_type,
-        tuple(item.shape),
-        item.data_ptr(),
-    )
-
-
-_ELEMENT_TYPES = {
-    dtype: int(getattr(onnx.TensorProto, name.upper())) for name, dtype in _DTYPES.items()
-}
+def _bound(port: Port, item: Tensor) -> tuple[str, str, int, int, tuple[int, ...], int]:
+    """What `IOBinding` wants to know: name, device and its number, element type, shape, address."""
+    element_type, place = int(from_torch_dtype(port.dtype)), item.device
+    shape = tuple(item.shape)
+    return port.name, place.type, place.index or 0, element_type, shape, item.data_ptr()
 
 
 def _port(item: Any) -> Port:
-    dtype = _DTYPES.get(item.type.removeprefix("tensor(").removesuffix(")"))
+    dtype = _DTYPES.get(item.type)
     if dtype is None:
         raise SourceError(f"{item.name} is {item.type}, for which torch has no tensor")
     return Port(item.name, dtype, tuple(item.shape))
@@ -246,12 +235,3 @@ def require_onnxruntime(instead: str | None = None) -> Any:
             f"NVIDIA GPUs, 'passfx[gpu]'{f', or {instead}' if instead else ''}"
         ) from error
     return onnxruntime
-
-
-def _check_available(onnxruntime: Any, provider: str) -> None:
-    available = onnxruntime.get_available_providers()
-    if provider not in available:
-        raise RuntimeUnavailableError(
-            f"this ONNX Runtime has no {provider} (it has {', '.join(available)}); for NVIDIA GPUs "
-            "uninstall onnxruntime and pip install 'passfx[gpu]'"
-        )

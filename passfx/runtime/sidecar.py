@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from passfx.errors import SourceError
+from passfx.errors import SourceError, named_line
 from passfx.export.onnx import external_files
 from passfx.runtime.options import Options
 from passfx.version import __version__
@@ -42,20 +42,19 @@ def sidecar_path(model: Path) -> Path:
 
 def sidecar_text(model: Path, sidecar: Sidecar, versions: Mapping[str, str]) -> str:
     """The sidecar of a file as JSON, with the checksums that tie it to the file."""
-    return _dumps(
-        {
-            "passfx": __version__,
-            "model": _fingerprint(model),
-            "tuned": _fingerprint(sidecar.model_path),
-            "provider": sidecar.options.provider,
-            "device": sidecar.device,
-            "versions": dict(versions),
-            "batches": sidecar.batches,
-            "options": asdict(sidecar.options),
-            "speedup": sidecar.speedup,
-            "results": sidecar.results,
-        }
-    )
+    found = {
+        "passfx": __version__,
+        "model": _fingerprint(model),
+        "tuned": _fingerprint(sidecar.model_path),
+        "provider": sidecar.options.provider,
+        "device": sidecar.device,
+        "versions": dict(versions),
+        "batches": sidecar.batches,
+        "options": asdict(sidecar.options),
+        "speedup": sidecar.speedup,
+        "results": sidecar.results,
+    }
+    return json.dumps(found, indent=2, allow_nan=False) + "\n"
 
 
 def read_sidecar(model: Path) -> Sidecar | None:
@@ -81,7 +80,7 @@ def read_sidecar(model: Path) -> Sidecar | None:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(
-            f"{path} is not a file that `passfx tune` wrote ({type(error).__name__}: {error}); "
+            f"{path} is not a file that `passfx tune` wrote ({named_line(error)}); "
             "tune again or delete it"
         ) from error
     for file, fingerprint in fingerprints.items():
@@ -101,13 +100,3 @@ def _fingerprint(model: Path) -> dict[str, str]:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return {"file": model.name, "sha256": digest.hexdigest()}
-
-
-def _dumps(found: Any) -> str:
-    return json.dumps(found, indent=2, allow_nan=False, default=_plain) + "\n"
-
-
-def _plain(item: Any) -> Any:
-    if isinstance(item, Sequence):
-        return list(item)
-    raise TypeError(f"{type(item).__name__} has no JSON form")

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import onnx_ir as ir
@@ -21,8 +22,8 @@ from passfx.export.onnx import staged
 from passfx.export.precision import LowerPrecision
 from passfx.files import check_writable, write_text
 from passfx.runtime.inputs import draw_inputs
-from passfx.runtime.options import CONV_ALGO_SEARCHES, Options, torch_device
-from passfx.runtime.race import Open, Run, geometric_mean, race, speedup
+from passfx.runtime.options import CONV_ALGO_SEARCHES, Options
+from passfx.runtime.race import Open, Run, race, speedup
 from passfx.runtime.reference import open_session, run_model
 from passfx.runtime.session import Session, require_onnxruntime
 from passfx.runtime.sidecar import Sidecar, sidecar_path, sidecar_text
@@ -50,7 +51,7 @@ class Trial:
     @property
     def tolerance(self) -> float:
         """How far it may be from the given file in float32 on the CPU."""
-        is_full = self.options.provider == CPU.name or not self.options.tf32
+        is_full = not (self.options.target.is_gpu and self.options.tf32)
         return FULL_TOLERANCE if is_full and self.variant != HALF else HALF_TOLERANCE
 
 
@@ -69,10 +70,10 @@ class Result:
     axis: str
     candidate: str
     batch: int
-    milliseconds: float | None
-    speedup: float | None
-    rel_error: float | None
-    refused: str | None
+    milliseconds: float | None = None
+    speedup: float | None = None
+    rel_error: float | None = None
+    refused: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,12 @@ class TuneSettings:
     seed: int = 0
 
 
+_DEFAULT = TuneSettings()
+
+
 def tune(
     model: Path,
-    settings: TuneSettings | None = None,
+    settings: TuneSettings = _DEFAULT,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Tuned:
     """Measure the sensible combinations of options, and write the best beside the file.
@@ -140,13 +144,17 @@ def tune(
         ExportError: the file is not ONNX, or the result cannot be written.
         RuntimeUnavailableError: the provider is not there.
     """
-    settings = settings or TuneSettings()
     check_writable(sidecar_path(model))
     default = Trial(GIVEN, Options(settings.provider))
     ports = Session(model, default.options, device=settings.device).inputs
     inputs = draw_inputs(ports, settings.batches, settings.shapes, settings.seed)
+    names = [port.name for port in ports]
+    samples = [
+        {name: item.numpy() for name, item in zip(names, given, strict=True)}
+        for given in inputs.values()
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        variants = _variants(model, Path(folder), settings, inputs)
+        variants = _variants(model, Path(folder), settings, samples)
         search = _Search(variants, inputs, default, settings)
         best, gain, skipped = search.run(_AXES[settings.provider], settings.budget, progress)
         sidecar = Sidecar(
@@ -166,7 +174,7 @@ def tune(
 
 
 def _variants(
-    model: Path, folder: Path, settings: TuneSettings, inputs: Mapping[int, list[Tensor]]
+    model: Path, folder: Path, settings: TuneSettings, samples: Sequence[Mapping[str, Any]]
 ) -> dict[str, Path]:
     """The file, and what can be made of it, each a file."""
     variants = {GIVEN: model}
@@ -186,11 +194,6 @@ def _variants(
         if SPLIT not in variants and FuseEpilogues().rewrite(fused)[0]:
             add(FUSED, fused)
         if settings.allow_fp16:
-            names = [str(item.name) for item in half.graph.inputs]
-            samples = [
-                {name: item.numpy() for name, item in zip(names, given, strict=True)}
-                for given in inputs.values()
-            ]
             with suppress(ExportError):  # nothing in it can be converted
                 if LowerPrecision("fp16", samples, run_model, target).rewrite(half)[0]:
                     add(HALF, half)
@@ -220,13 +223,11 @@ def _convolutions(best: Trial, variants: Mapping[str, Path]) -> list[Trial]:
     """Each variant in both layouts, with the bias inside or not; FusedConv is NCHW only."""
     fused = FUSED if FUSED in variants else GIVEN if SPLIT in variants else None
     return [
-        Trial(
-            variant, replace(best.options, prefer_nhwc=prefer_nhwc, fuse_conv_bias=fuse_conv_bias)
-        )
+        Trial(variant, replace(best.options, prefer_nhwc=nhwc, fuse_conv_bias=bias))
         for variant in variants
-        for prefer_nhwc in (False, True)
-        for fuse_conv_bias in (False, True)
-        if variant != fused or not (prefer_nhwc or fuse_conv_bias)
+        for nhwc in (False, True)
+        for bias in (False, True)
+        if variant != fused or not (nhwc or bias)
     ]
 
 
@@ -264,10 +265,10 @@ class _Search:
         self._default = default
         self._rtol = settings.rtol
         self._device = settings.device
-        self._is_cuda = TARGETS[settings.provider].is_gpu
+        self._is_gpu = default.options.target.is_gpu
         reference = open_session(variants[GIVEN])
         self._references = {batch: reference.run(given) for batch, given in inputs.items()}
-        place = torch_device(settings.provider, settings.device)
+        place = default.options.target.device(settings.device)
         self._inputs = {
             batch: [item.to(place) for item in given] for batch, given in inputs.items()
         }
@@ -289,11 +290,8 @@ class _Search:
                 continue
             progress(name)
             best = self._faster(name, best, alternatives, left)
-            self._kept = {
-                item: session
-                for item, session in self._kept.items()
-                if item in (best, self._default)
-            }
+            for item in self._kept.keys() - {best, self._default}:
+                del self._kept[item]
         if best != self._default:
             progress("confirm")
             gains = self._race("confirm", [best], budget * _FINAL_SHARE)[best]
@@ -304,10 +302,8 @@ class _Search:
 
     def _first(self) -> Trial:
         """An untuned session; without TF32 where that is too far from the file."""
-        candidates = [self._default]
-        if self._is_cuda:
-            candidates += _with_options(self._default, tf32=(False,))
-        for candidate in candidates:
+        exact = _with_options(self._default, tf32=(False,)) if self._is_gpu else []
+        for candidate in (self._default, *exact):
             if self._admit("untuned", candidate):
                 return candidate
         raise VerificationError(
@@ -322,11 +318,9 @@ class _Search:
         admitted = [item for item in alternatives if self._admit(axis, item)]
         if not admitted:
             return best
-        gains = {
-            item: geometric_mean(found)
-            for item, found in self._race(axis, [best, *admitted], seconds).items()
-        }
-        fastest = max(admitted, key=lambda item: gains[item])
+        raced = self._race(axis, [best, *admitted], seconds)
+        gains = {item: geometric_mean(found) for item, found in raced.items()}
+        fastest = max(admitted, key=gains.__getitem__)
         return fastest if gains[fastest] > _GAIN * gains[best] else best
 
     def _admit(self, axis: str, candidate: Trial) -> bool:
@@ -345,9 +339,8 @@ class _Search:
             except Exception as error:  # whatever ONNX Runtime raises is about the candidate
                 refused = named_line(error)
             if refused is not None:
-                self.results.append(
-                    Result(axis, str(candidate), batch, None, None, errors.get(batch), refused)
-                )
+                record = partial(Result, axis, str(candidate), batch, rel_error=errors.get(batch))
+                self.results.append(record(refused=refused))
                 return False
         self._errors[candidate] = errors
         return True
@@ -356,27 +349,17 @@ class _Search:
         self, axis: str, candidates: Sequence[Trial], seconds: float
     ) -> dict[Trial, list[float]]:
         """The speed-up of each candidate over the untuned session, for each batch size."""
-        field = list(dict.fromkeys([self._default, *candidates]))
-        gains: dict[Trial, list[float]] = {item: [] for item in field}
+        gains: dict[Trial, list[float]] = {item: [] for item in (self._default, *candidates)}
         for batch in self._inputs:
             contestants: dict[str, Open] = {
-                str(item): partial(self._open, item, batch) for item in field
+                str(item): partial(self._open, item, batch) for item in gains
             }
-            share = seconds / len(self._inputs)
-            timings = race(contestants, share, alone=not self._is_cuda)
-            for item in field:
-                gain = speedup(timings[str(self._default)], timings[str(item)])
-                gains[item].append(gain)
+            timings = race(contestants, seconds / len(self._inputs), alone=not self._is_gpu)
+            for item, found in gains.items():
+                timing, error = timings[str(item)], self._errors[item][batch]
+                found.append(speedup(timings[str(self._default)], timing))
                 self.results.append(
-                    Result(
-                        axis,
-                        str(item),
-                        batch,
-                        1000 * timings[str(item)].median,
-                        gain,
-                        self._errors[item][batch],
-                        None,
-                    )
+                    Result(axis, str(item), batch, 1000 * timing.median, found[-1], error)
                 )
         return gains
 
@@ -390,7 +373,7 @@ class _Search:
         if candidate in self._kept:
             return self._kept[candidate]
         session = Session(self._variants[candidate.variant], candidate.options, device=self._device)
-        if self._is_cuda:
+        if self._is_gpu:
             self._kept[candidate] = session
         return session
 

@@ -20,6 +20,7 @@ from passfx.capture.program import Captured, capture
 from passfx.errors import ExportError
 from passfx.export import onnx as export
 from passfx.export.onnx import export_onnx, staged, summarize
+from passfx.export.settings import ExportSettings
 from passfx.graph.evaluate import run_flat
 from passfx.runtime.reference import open_session
 from passfx.verify.error import relative_error
@@ -44,7 +45,7 @@ def image(*shape: int) -> Tensor:
 
 def write(path: Path, found: Captured, **options: Any) -> onnx.ModelProto:
     """Export a captured graph as it is; the file must pass the full check."""
-    with staged(export_onnx(found.graph_module, found, **options), path):
+    with staged(export_onnx(found.graph_module, found, ExportSettings(**options)), path):
         pass
     onnx.checker.check_model(str(path), full_check=True)
     return onnx.load(path)
@@ -133,7 +134,7 @@ def test_given_names(tmp_path: Path) -> None:
 def test_the_wrong_number_of_names(options: Any, message: str) -> None:
     found = capture(Function(lambda m, x, y: x + y), (image(2), image(2)))
     with pytest.raises(ExportError, match=message):
-        export_onnx(found.graph_module, found, **options)
+        export_onnx(found.graph_module, found, ExportSettings(**options))
 
 
 def test_names_that_would_collide_are_made_different(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from torch.nn import functional
 
 import passfx
 from passfx.errors import ExportError
+from passfx.export.casts import FORMATS
 from passfx.export.onnx import export_onnx
 from passfx.export.precision import LowerPrecision
-from passfx.export.rounding import FORMATS, emulated
+from passfx.export.rounding import emulated
 from passfx.runtime.reference import run_model
 from passfx.target import CPU
 from passfx.verify.error import relative_error

@@ -71,6 +71,17 @@ def test_fused_convolutions_count_too(tmp_path: Path) -> None:
     assert ideal_seconds(tmp_path / "net.onnx", shapes, ONLY_BYTES) == (3 * 32 + 4) * 4
 
 
+def test_weights_that_are_listed_as_inputs_are_none(tmp_path: Path) -> None:
+    """As in files of before IR version 4."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in "xwy"]
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [2, 2], [1.0] * 4)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "g", values[:2], values[2:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    onnx.save(model, tmp_path / "net.onnx")
+    assert ideal_seconds(tmp_path / "net.onnx", [(2, 2)], ONLY_MACS) == 8
+
+
 def test_an_operator_that_nobody_knows_is_an_error(tmp_path: Path) -> None:
     node = helper.make_node("Mystery", ["x"], ["y"], domain="somewhere")
     after = helper.make_node("Relu", ["y"], ["z"])

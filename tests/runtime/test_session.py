@@ -3,8 +3,10 @@
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 import passfx
@@ -42,6 +44,23 @@ def test_the_reference_runs_the_rest(tmp_path: Path, dtype: torch.dtype) -> None
     (result,) = session.run([x])
     assert result.dtype == dtype
     assert relative_error(result, model(x)) <= 20 * torch.finfo(dtype).eps
+
+
+def test_the_reference_takes_no_weights(tmp_path: Path) -> None:
+    """Files of before IR version 4 list them among the inputs."""
+    kind = TensorProto.DOUBLE
+    shapes = {"x": [1, 1, 2, 2], "w": [1, 1, 1, 1], "y": [1, 1, 2, 2]}
+    x, w, y = (helper.make_tensor_value_info(name, kind, shape) for name, shape in shapes.items())
+    weight = helper.make_tensor("w", kind, shapes["w"], [3.0])
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"])], "g", [x, w], [y], [weight]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    onnx.save(model, tmp_path / "model.onnx")
+    session = open_session(tmp_path / "model.onnx")
+    assert session.provider == "onnx.reference"
+    given = torch.randn(1, 1, 2, 2, dtype=torch.float64)
+    assert torch.equal(session.run([given])[0], 3 * given)
 
 
 class Echo(nn.Module):
