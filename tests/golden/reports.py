@@ -93,9 +93,7 @@ REPORTS: dict[str, Callable[[], Json]] = {
     **{f"block_{name}": partial(converted, BLOCKS[block], 2, 4, 11, 14)
        for name, block in _BLOCKS.items()},
 }  # fmt: skip
-ZOO_REPORTS = {
-    f"zoo_{name}": lambda name=name: optimize_zoo(name).report.to_dict() for name in ZOO
-}
+ZOO_REPORTS = {f"zoo_{name}": lambda name=name: optimize_zoo(name).report.to_dict() for name in ZOO}
 
 
 def without(found: Any, names: tuple[str, ...]) -> Any:
