@@ -1,4 +1,4 @@
-"""Shared by the tests: random batch norms, captured modules, structural comparison."""
+"""Shared by the tests: captured modules, passes run alone, structural comparison."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,21 +16,7 @@ from passfx.graph.text import to_text
 from passfx.passes import Pass
 from passfx.pipeline import optimize_graph
 from passfx.verify.error import relative_error
-
-
-def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random statistics and affine parameters for every batch norm; a fresh one proves nothing."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                if module.running_mean is not None and module.running_var is not None:
-                    module.running_mean.normal_(generator=generator)
-                    module.running_var.uniform_(0.5, 2.0, generator=generator)
-                if module.weight is not None:
-                    module.weight.uniform_(0.5, 1.5, generator=generator)
-                    module.bias.normal_(generator=generator)
-    return model
+from tests.models import randomize as randomize
 
 
 def captured(model: nn.Module, *args: Any, **options: Any) -> Captured:

@@ -27,13 +27,13 @@ import torch
 from torch import nn
 
 import passfx
-import tests.conftest  # noqa: F401  torchvision's schemas, before test_zoo imports torchvision
 from models import reparam
 from passfx.export.onnx import summarize
 from passfx.report.console import format_count
 from passfx.source.load import load_source
 from passfx.source.spec import Source, SourceSpec
-from tests.models import randomized
+from tests.models import frozen_resnet50, randomized
+from tests.schemas import define_torchvision_schemas
 
 OPSET = 20
 WARM_UP = 3
@@ -53,13 +53,9 @@ def block(build: Callable[[], nn.Module]) -> Build:
     return lambda: Source("block", build(), (torch.randn(1, CHANNELS, 56, 56),))
 
 
-def frozen_resnet50() -> Source:
-    """A backbone as detectors use it."""
-    from torchvision.ops import FrozenBatchNorm2d
-
-    return load_source(
-        SourceSpec("torchvision:resnet50", arguments={"norm_layer": FrozenBatchNorm2d})
-    )
+def imagenet(build: Callable[[int], nn.Module]) -> Build:
+    """A model with a thousand classes on 224x224."""
+    return lambda: Source("model", build(1000), (torch.randn(1, 3, 224, 224),))
 
 
 BOTH = CHANNELS, CHANNELS
@@ -93,7 +89,7 @@ ROWS: dict[str, Build] = {
     "nfnet_l0": zoo("timm:nfnet_l0"),
     "resnetv2_50x1_bit": zoo("timm:resnetv2_50x1_bit"),
     "mobilenet_v2 (torchvision)": zoo("torchvision:mobilenet_v2"),
-    "resnet50, FrozenBatchNorm2d (torchvision)": frozen_resnet50,
+    "resnet50, FrozenBatchNorm2d (torchvision)": imagenet(frozen_resnet50),
 }
 
 
@@ -215,6 +211,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6, help="a row, if rounds take longer")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures")
     options = parser.parse_args()
+    define_torchvision_schemas()
+    torch.set_num_threads(1)  # of PyTorch; those of the sessions are an option
     print(f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}", end=", ")
     print(f"{options.threads} threads\n\n{HEAD}", flush=True)
     results: list[dict[str, Any]] = []

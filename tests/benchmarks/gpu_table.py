@@ -24,15 +24,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import tests.conftest  # noqa: F401  torchvision's schemas, before anything imports torchvision
 from passfx.errors import PassfxError
 from passfx.jobs.bench import PLAIN, BenchSettings, bench
 from passfx.report.bench import BenchRow
 from passfx.report.console import bench_cells
 from passfx.source.load import load_source
 from passfx.source.spec import SourceSpec
-from tests.helpers import randomize
-from tests.models import DEPLOYED
+from tests.models import DEPLOYED, randomize
+from tests.schemas import define_torchvision_schemas
 
 HEAD = """\
 | model | precision | batch | | p50 ms | p90 | p99 | samples/s | speed-up | of roofline | error |
@@ -88,7 +87,8 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=540, help="start nothing new after, seconds")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(os.cpu_count() or 1)  # tests.conftest leaves PyTorch one
+    define_torchvision_schemas()
+    torch.set_num_threads(os.cpu_count() or 1)  # PyTorch itself leaves hyper-threads out
     started, rows, heading = time.monotonic(), [], ""
     for name in options.only:
         spec = load(name)

@@ -4,15 +4,18 @@
     python -m tests.golden.reports --full DIR         # whole reports, roundings included, into DIR
 
 Seconds are left out, and from the files kept here also what the machine's own roundings and paths
-decide: errors, tolerances, the bytes of a file.
+decide: errors, tolerances, the bytes of a file. The file TORCH names the release of torch whose
+names of nodes they have; under another one the names are not compared, and everything else is.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from difflib import unified_diff
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +24,10 @@ import torch
 from torch import nn
 
 import passfx
-import tests.conftest  # noqa: F401  torchvision's schemas, before anything imports torchvision
-from models import pass_layer, reparam, resnet
-from tests.helpers import randomize
-from tests.models import ZOO, randomized
+from models import pass_layer, resnet
+from passfx.jobs.optimize import Optimized
+from tests.models import BLOCKS, ZOO, randomize, randomized
+from tests.schemas import define_torchvision_schemas
 
 FOLDER = Path(__file__).parent
 DIGITS = Path(__file__).parents[2] / "models" / "digits.py"
@@ -33,15 +36,25 @@ _MACHINE = ("error", "max_abs_error", "rel_error", "baseline_rel_error", "tolera
 Json = dict[str, Any]
 
 
-def optimized(build: Callable[[], nn.Module], *shape: int, **options: Any) -> Json:
+def optimize(build: Callable[[], nn.Module], *shape: int) -> Optimized:
     """A model with random weights and norms, in memory."""
     torch.manual_seed(0)
     model = randomized(build())
-    return passfx.optimize(model, (torch.randn(*shape),), **options).report.to_dict()
+    return passfx.optimize(model, (torch.randn(*shape),))
+
+
+def optimize_zoo(name: str) -> Optimized:
+    """One of the models that many people use, for one small image."""
+    return optimize(ZOO[name], 1, 3, 64, 64)
+
+
+def optimized(build: Callable[[], nn.Module], *shape: int) -> Json:
+    """The report of a model in memory."""
+    return optimize(build, *shape).report.to_dict()
 
 
 def converted(build: Callable[[], nn.Module], *shape: int, **options: Any) -> Json:
-    """The same as a file."""
+    """The report of a model as a file."""
     torch.manual_seed(0)
     model = randomize(build())
     return passfx.convert(model, "model.onnx", (torch.randn(*shape),), **options).to_dict()
@@ -53,16 +66,16 @@ def digits(**options: Any) -> Json:
     return {**report, "source": "digits.py:digits_resnet"}
 
 
-BLOCKS: dict[str, Callable[[], nn.Module]] = {
-    "repvgg": partial(reparam.RepVGGBlock, 4, 4),
-    "mobileone": partial(reparam.MobileOneBlock, 4, 4, 3, groups=4),
-    "acblock": partial(reparam.ACBlock, 4, 6, 3, 1),
-    "diverse": partial(reparam.DiverseBranchBlock, 4, 8, groups=4, stride=2),
-    "edge": partial(reparam.EdgeBlock, 4, 4, identity=True),
-    "alpha": partial(reparam.AlphaBlock, 4, 6),
-    "qarepvgg": partial(reparam.QARepVGGBlock, 4, 4),
-    "repmixer": partial(reparam.RepMixer, 4),
-    "dilated": partial(reparam.DilatedBlock, 4),
+_BLOCKS = {
+    "repvgg": "repvgg",
+    "mobileone": "mobileone_depthwise",
+    "acblock": "acblock_3_1",
+    "diverse": "diverse_groups_stride",
+    "edge": "edge_identity",
+    "alpha": "alpha",
+    "qarepvgg": "qarepvgg",
+    "repmixer": "repmixer",
+    "dilated": "dilated",
 }
 REPORTS: dict[str, Callable[[], Json]] = {
     "digits": digits,
@@ -77,9 +90,10 @@ REPORTS: dict[str, Callable[[], Json]] = {
     ),
     **{f"resnet18_{name}": partial(optimized, partial(resnet.resnet18, name), 1, 3, 64, 64)
        for name in ("v1.5", "d", "preact")},
-    **{f"block_{name}": partial(converted, build, 2, 4, 11, 14) for name, build in BLOCKS.items()},
-    **{f"zoo_{name}": partial(optimized, build, 1, 3, 64, 64) for name, build in ZOO.items()},
+    **{f"block_{name}": partial(converted, BLOCKS[block], 2, 4, 11, 14)
+       for name, block in _BLOCKS.items()},
 }  # fmt: skip
+ZOO_REPORTS = {f"zoo_{name}": lambda name=name: optimize_zoo(name).report.to_dict() for name in ZOO}
 
 
 def without(found: Any, names: tuple[str, ...]) -> Any:
@@ -102,19 +116,106 @@ def text(report: Json, *, full: bool = False) -> str:
 def make(name: str, *, full: bool = False) -> str:
     """The report of a model, by this code; files go to a folder of their own."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        return text(REPORTS[name](), full=full)
+        return text({**REPORTS, **ZOO_REPORTS}[name](), full=full)
+
+
+# Passes that have another name than in the files: what became one pass is one entry.
+RENAMED = {"move-pools": "move-resampling", "move-upsamples": "move-resampling"}
+
+
+def renamed(report: Json, passes: Collection[str]) -> Json:
+    """A kept report with the names that its passes have now; `passes` are those that there are."""
+    entries: dict[str, Json] = {}
+    for entry in report["passes"]:
+        own = entry["name"]
+        name = own if own in passes else RENAMED.get(own, own)
+        before = entries.get(name, {"rolled_back": False, "rewrites": [], "refusals": []})
+        entries[name] = {
+            "name": name,
+            "rolled_back": before["rolled_back"] or entry["rolled_back"],
+            "rewrites": before["rewrites"] + entry["rewrites"],
+            "refusals": before["refusals"] + entry["refusals"],
+        }
+    return {**report, "passes": list(entries.values())}
+
+
+def nameless(report: Json) -> Json:
+    """A report without the names of nodes, which vary between releases of torch.
+
+    How many there are stays, and the sentences stay without the numbers at the ends of names.
+    """
+    shortcuts = [
+        {
+            **item,
+            **dict.fromkeys(("fork", "merge")),
+            **{key: len(item[key]) for key in ("path", "body")},
+        }
+        for item in report["shortcuts"]
+    ]
+    passes = [
+        {
+            **entry,
+            "rewrites": [
+                {
+                    **item,
+                    "at": None,
+                    "what": _unnumbered(item["what"]),
+                    **{key: len(item[key]) for key in ("removed", "added")},
+                }
+                for item in entry["rewrites"]
+            ],
+            "refusals": [
+                {**item, "at": None, "reason": _unnumbered(item["reason"])}
+                for item in entry["refusals"]
+            ],
+        }
+        for entry in report["passes"]
+    ]
+    return {**report, "shortcuts": shortcuts, "passes": passes}
+
+
+def _unnumbered(sentence: str) -> str:
+    return re.sub(r"\b([a-z]\w*?)(_\d+)+\b", r"\1", sentence)
+
+
+def release() -> str:
+    """The release of torch that runs."""
+    return ".".join(torch.__version__.split(".")[:2])
+
+
+def recorded_release() -> str:
+    """The release of torch that the files were made with."""
+    return (FOLDER / "TORCH").read_text().strip()
+
+
+def differences(name: str, found: str) -> str:
+    """How the report of today's code differs from the file; empty where it does not."""
+    kept = renamed(
+        json.loads((FOLDER / f"{name}.json").read_text()), [kind.name for kind in passfx.PASSES]
+    )
+    today = json.loads(found)
+    if release() != recorded_release():
+        kept, today = nameless(kept), nameless(today)
+    lines = (text(item, full=True).splitlines() for item in (kept, today))
+    return "\n".join(unified_diff(*lines, f"{name}.json", "today's code", n=8, lineterm=""))
 
 
 def main() -> None:
     """Write the reports."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(REPORTS))
+    parser.add_argument("names", nargs="*")
     parser.add_argument("--full", type=Path, metavar="DIR")
     options = parser.parse_args()
+    if options.names and not options.full and release() != recorded_release():
+        parser.error(f"the other files are of torch {recorded_release()}: write all of them")
+    torch.set_num_threads(1)
+    define_torchvision_schemas()
     folder = os.path.abspath(options.full or FOLDER)
-    for name in options.names:
+    for name in options.names or (*REPORTS, *ZOO_REPORTS):
         Path(folder, f"{name}.json").write_text(make(name, full=options.full is not None))
         print(name, flush=True)
+    if not options.full:
+        Path(folder, "TORCH").write_text(f"{release()}\n")
 
 
 if __name__ == "__main__":

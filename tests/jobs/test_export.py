@@ -1,121 +1,128 @@
-"""Files for a GPU: fused epilogues and half precision, from the model to the proof."""
+"""`Optimized.export`: what is written, what is refused, and that nothing is left behind."""
 
+import sys
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import passfx
-from passfx.errors import ExportError, VerificationError
+from passfx.errors import ExportError, RuntimeUnavailableError, VerificationError
+from passfx.graph.query import is_call
 from passfx.jobs.optimize import Optimized
-from tests.helpers import randomize
+from tests.jobs.blocks import Block, Nested, make_block, nested_inputs, spoil_norms
+
+aten = torch.ops.aten
 
 
-class Net(nn.Module):
-    def __init__(self, scale: float = 1.0) -> None:
-        super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
-        self.second = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
-        self.head = nn.Linear(8, 5)
-        self.scale = scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.first(x * self.scale)
-        return torch.tanh(self.head(torch.relu(self.second(y) + y).mean(dim=(2, 3)) / self.scale))
-
-
-X = torch.randn(2, 3, 9, 7, generator=torch.Generator().manual_seed(0))
+def test_wrong_result_is_an_error(
+    block: Block, image: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spoil_norms(monkeypatch)
+    wrong = passfx.optimize(block, (image,), verify=False)
+    assert not any(is_call(node, aten.batch_norm) for node in wrong.module.graph.nodes)
+    with pytest.raises(VerificationError, match="under CPUExecutionProvider its relative error"):
+        wrong.export(tmp_path / "wrong.onnx")
+    assert not list(tmp_path.iterdir())
+    assert wrong.export(tmp_path / "wrong.onnx", verify=False).parity is None
 
 
-def optimized(scale: float = 1.0, target: str = "cuda") -> Optimized:
-    torch.manual_seed(0)
-    return passfx.optimize(randomize(Net(scale)), (X,), target=target)
+@pytest.mark.parametrize(
+    ("dtype", "opset", "provider"),
+    [
+        (torch.float16, 20, "CPUExecutionProvider"),
+        (torch.bfloat16, 22, "onnx.reference"),  # the first opset whose Conv takes bfloat16
+        (torch.float64, 20, "onnx.reference"),
+    ],
+)
+def test_other_dtypes(tmp_path: Path, dtype: torch.dtype, opset: int, provider: str) -> None:
+    model, x = make_block().to(dtype), torch.randn(1, 4, 5, 5, dtype=dtype)
+    optimized = passfx.optimize(model, (x,))
+    assert {item.dtype for item in optimized.module.state_dict().values()} == {dtype}
+    report = optimized.export(tmp_path / "block.onnx", opset=opset)
+    name = str(dtype).removeprefix("torch.")
+    assert [item.dtype for item in (*report.inputs, *report.outputs)] == [name, name]
+    assert report.parity is not None and report.parity.provider == provider
+    graph = onnx.load(tmp_path / "block.onnx").graph
+    kinds = {
+        onnx.helper.tensor_dtype_to_np_dtype(item.data_type).name for item in graph.initializer
+    }
+    assert kinds == {name}
 
 
-def operators(path: Path) -> dict[str, int]:
-    names = [node.op_type for node in onnx.load(path).graph.node]
-    return {name: names.count(name) for name in names}
+def test_names_of_inputs_and_outputs(tmp_path: Path) -> None:
+    items, pair = nested_inputs()
+    optimized = passfx.optimize(Nested(), (items,), {"pair": pair})
+    report = optimized.export(
+        tmp_path / "a.onnx", input_names=["p", "q", "r", "s"], output_names=["t", "u", "v"]
+    )
+    graph = onnx.load(tmp_path / "a.onnx").graph
+    for infos, found, names in (
+        (report.inputs, graph.input, "pqrs"),
+        (report.outputs, graph.output, "tuv"),
+    ):
+        assert [item.name for item in infos] == list(names) == [item.name for item in found]
+    with pytest.raises(ExportError, match=r"the model has 4 input\(s\) \(.*\), not 1"):
+        optimized.export(tmp_path / "b.onnx", input_names=["p"])
+    assert [item.name for item in tmp_path.iterdir()] == ["a.onnx"]
 
 
-def test_the_target_decides_about_epilogues(tmp_path: Path) -> None:
-    path = tmp_path / "net.onnx"
-    report = optimized().export(path)
-    assert operators(path)["FusedConv"] == 3 and "Relu" not in operators(path)
-    (run,) = [item for item in report.passes if item.name == "fuse-epilogues"]
-    assert [item.what for item in run.rewrites] == [
-        "conv + relu → FusedConv",
-        "conv + relu → FusedConv",
-        "conv + shortcut + relu → FusedConv",
-    ]
-    assert report.parity is not None and report.parity.rel_error <= report.parity.tolerance
-    optimized().export(path, epilogues=False)
-    assert "FusedConv" not in operators(path)
-    optimized(target="cpu").export(path)
-    assert "FusedConv" not in operators(path)
-    optimized(target="cpu").export(path, epilogues=True)
-    assert operators(path)["FusedConv"] == 3
+def test_places_where_nothing_can_be_written(tmp_path: Path, optimized: Optimized) -> None:
+    with pytest.raises(ExportError, match="is a folder; give the name of the file"):
+        optimized.export(tmp_path)
+    with pytest.raises(ExportError, match=r"the folder .*gone does not exist; create it first"):
+        optimized.export(tmp_path / "gone" / "a.onnx")
 
 
-def test_half_precision_is_proven_rounded(tmp_path: Path) -> None:
-    path = tmp_path / "net.onnx"
-    report = optimized().export(path, "fp16")
-    assert report.precision == "fp16" and operators(path)["Cast"] == 2
-    assert "FusedConv" not in operators(path)
-    (run,) = [item for item in report.passes if item.name == "lower-precision"]
-    assert "operators in float16, 2 casts" in run.rewrites[0].what and not run.refusals
-    proof = report.parity
-    assert proof is not None and "rounded to half precision" in proof.provider
-    assert 1e-5 < proof.rel_error <= 1e-2 < proof.tolerance
-    assert {item.dtype for item in (*report.inputs, *report.outputs)} == {"float32"}
+def test_full_disk(tmp_path: Path, optimized: Optimized, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
 
-
-def test_half_inputs_and_outputs_are_reported(tmp_path: Path) -> None:
-    path = tmp_path / "net.onnx"
-    report = optimized().export(path, "fp16", fp16_io=True)
-    assert {item.dtype for item in (*report.inputs, *report.outputs)} == {"float16"}
-    (given,) = passfx.runtime.Session(path).inputs
-    assert given.dtype == torch.float16
-    assert optimized().verify(path).precision == "fp16"
-
-
-def test_a_half_file_is_proven_against_its_model(tmp_path: Path) -> None:
-    path = tmp_path / "net.onnx"
-    optimized().export(path, "fp16")
-    report = optimized().verify(path)
-    assert report.parity is not None and report.parity.passed
-    with pytest.raises(VerificationError, match="disagrees with the model"):
-        optimized().verify(path, rtol=1e-6)
-
-
-def test_what_stays_is_reported(tmp_path: Path) -> None:
-    report = optimized(scale=1e5).export(tmp_path / "net.onnx", "fp16")
-    (run,) = [item for item in report.passes if item.name == "lower-precision"]
-    assert any("its result reaches" in item.reason for item in run.refusals)
-    assert {item.module for item in run.refusals} >= {"first.0"}
-    assert report.parity is not None and report.parity.passed
-
-
-def test_calibration_decides(tmp_path: Path) -> None:
-    """Samples far smaller than the inputs hide the overflow, and the proof finds it."""
-    np.savez(tmp_path / "small.npz", x=1e-6 * X.numpy())
-    path = tmp_path / "net.onnx"
-    with pytest.raises(VerificationError):
-        optimized(scale=1e5).export(path, "fp16", calibration=tmp_path / "small.npz")
-    assert not path.exists()
-
-
-def test_an_accuracy_that_nothing_meets_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="no operator of this model can be in float16"):
-        optimized().export(tmp_path / "net.onnx", "fp16", accuracy=1e-9)
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(ExportError, match=r"a\.onnx cannot be written: No space left on device"):
+        optimized.export(tmp_path / "a.onnx", verify=False)
     assert not list(tmp_path.iterdir())
 
 
-def test_convert_takes_the_same_options(tmp_path: Path) -> None:
-    path = tmp_path / "net.onnx"
-    report = passfx.convert(Net(), path, (X,), precision="fp16", fp16_io=True, target="cuda")
-    assert report.inputs[0].dtype == "float16"
-    passfx.convert(Net(), path, (X,), target="cuda", epilogues=False)
-    assert "FusedConv" not in operators(path)
+def test_unknown_precisions(tmp_path: Path, optimized: Optimized) -> None:
+    with pytest.raises(ExportError, match="'int8' is not one of fp32, fp16, bf16"):
+        optimized.export(tmp_path / "a.onnx", "int8")
+
+
+@pytest.mark.parametrize("opset", [17, 26])
+def test_opsets_beyond_the_range(tmp_path: Path, optimized: Optimized, opset: int) -> None:
+    with pytest.raises(ExportError, match=f"opset {opset} is not supported: 18 to 25 are"):
+        optimized.export(tmp_path / "a.onnx", opset=opset)
+
+
+@pytest.mark.parametrize("opset", [18, 25])
+def test_opsets_at_the_ends_of_the_range(tmp_path: Path, optimized: Optimized, opset: int) -> None:
+    report = optimized.export(tmp_path / "a.onnx", opset=opset)
+    assert report.opset == opset
+    (own,) = (item.version for item in onnx.load(tmp_path / "a.onnx").opset_import)
+    assert own == opset
+
+
+def test_without_onnxruntime(
+    tmp_path: Path, optimized: Optimized, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(RuntimeUnavailableError, match=r"pip install 'passfx\[cpu\]'"):
+        optimized.export(tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+    assert optimized.export(tmp_path / "a.onnx", verify=False).onnx is not None
+
+
+def test_file_that_onnxruntime_cannot_run_is_an_error(
+    tmp_path: Path, optimized: Optimized, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise RuntimeError("Fatal error: no such kernel\nand more")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", fail)
+    with pytest.raises(ExportError, match=r"^a\.onnx does not run: RuntimeError: Fatal.* kernel$"):
+        optimized.export(tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())

@@ -3,16 +3,12 @@
 import copy
 import dataclasses
 import json
-import subprocess
-import sys
 import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,85 +16,16 @@ from torch.export import Dim
 from torch.fx import GraphModule, symbolic_trace
 
 import passfx
-from passfx.errors import ExportError, RuntimeUnavailableError, SourceError, VerificationError
-from passfx.graph.editor import Editor, Match
-from passfx.graph.query import is_call
+from passfx.errors import SourceError
 from passfx.jobs.optimize import Optimized
-from passfx.passes.collapse import Collapse
 from passfx.verify.error import relative_error
-from tests.helpers import ops, randomize
-
-aten = torch.ops.aten
-
-
-class Block(nn.Module):
-    """conv-norm-relu-conv-norm with an identity shortcut, then a projection shortcut."""
-
-    def __init__(self, channels: int = 4) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
-            nn.Dropout(0.5),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-        )
-        self.project = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.body(x) + x)
-        return torch.tanh(x) + self.project(x)
-
-
-class Nested(nn.Module):
-    """Reads a dict and a tuple, one of them by keyword, and returns both again."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(3, 3)
-
-    def forward(
-        self, items: dict[str, Tensor], *, pair: tuple[Tensor, list[Tensor]], flag: bool = True
-    ) -> dict[str, Any]:
-        left, (right,) = pair
-        total = self.linear(items["a"]) - (2 * items["b"] if flag else items["b"])
-        return {"total": total, "parts": (left * 2, [right - left, None])}
+from tests.helpers import ops
+from tests.jobs.blocks import Block, Nested, make_block, nested_inputs, run_file, spoil_norms
 
 
 class Pair(NamedTuple):
     left: Tensor
     right: Tensor
-
-
-def make_block(channels: int = 4) -> Block:
-    torch.manual_seed(0)
-    return randomize(Block(channels)).eval()  # type: ignore[return-value]
-
-
-@pytest.fixture(scope="module")
-def image() -> Tensor:
-    return torch.randn(2, 4, 6, 7, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def block() -> Block:
-    return make_block()
-
-
-@pytest.fixture(scope="module")
-def optimized(block: Block, image: Tensor) -> Optimized:
-    return passfx.optimize(block, (image,))
-
-
-def run_file(path: Path, *inputs: Tensor) -> list[Tensor]:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [item.name for item in session.get_inputs()]
-    feeds = dict(zip(names, (item.numpy() for item in inputs), strict=True))
-    return [torch.from_numpy(np.asarray(item)) for item in session.run(None, feeds)]
-
-
-# the model is left as it was
 
 
 def test_model_is_left_exactly_as_it_was(image: Tensor) -> None:
@@ -165,9 +92,6 @@ def test_training_the_original_later_does_not_change_folded_weights(image: Tenso
     torch.testing.assert_close(optimized.module(image), expected, rtol=0, atol=0)
 
 
-# the result
-
-
 def test_result_equals_the_model(block: Block, optimized: Optimized, image: Tensor) -> None:
     assert isinstance(optimized.module, GraphModule)
     assert ops(optimized.module) == {"conv2d": 3, "relu": 2, "add": 2, "tanh": 1}
@@ -214,14 +138,6 @@ def test_copy_computes_and_checks_the_same(optimized: Optimized, image: Tensor) 
 def test_optimized_is_frozen(optimized: Optimized) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         optimized.report = None  # type: ignore[misc, assignment]
-
-
-# called like the original
-
-
-def nested_inputs(seed: int = 0) -> tuple[dict[str, Tensor], tuple[Tensor, list[Tensor]]]:
-    a, b, c, d = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(seed)).unbind()
-    return {"a": a, "b": b}, (c, [d])
 
 
 def test_nested_inputs_and_outputs() -> None:
@@ -299,79 +215,6 @@ def test_named_tuples_keep_their_type() -> None:
     assert torch.equal(result.right, pair.left)
 
 
-# inputs that the graph is not right for
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda x: x[:1],
-            r"input x must be torch\.float32 \[2, 4, 6, 7\], not torch\.float32 \[1, 4, 6, 7\]; "
-            "sizes that vary are declared with dynamic_shapes",
-        ),
-        (lambda x: x.double(), r"must be torch\.float32 \[2, 4, 6, 7\], not torch\.float64"),
-        (lambda x: x[0], r"not torch\.float32 \[4, 6, 7\]"),
-        (lambda x: 3.0, r"input x must be a tensor, not 3\.0"),
-        (lambda x: [x, x], "nested in another way than the example inputs were"),
-    ],
-)
-def test_other_inputs_are_refused(
-    optimized: Optimized, image: Tensor, change: Any, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        optimized.module(change(image))
-
-
-def test_missing_and_extra_inputs_are_python_errors(optimized: Optimized, image: Tensor) -> None:
-    with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'"):
-        optimized.module()
-    with pytest.raises(TypeError, match="unexpected keyword argument 'y'"):
-        optimized.module(image, y=image)
-    with pytest.raises(TypeError, match="takes 2 positional arguments but 3 were given"):
-        optimized.module(image, image)
-
-
-def test_other_nesting_is_refused() -> None:
-    class Total(nn.Module):
-        def forward(self, items: list[Tensor], named: dict[str, Tensor]) -> Tensor:
-            return sum(items, start=torch.zeros(2)) + sum(named.values())
-
-    items, named = [torch.ones(2), torch.ones(2)], {"a": torch.ones(2)}
-    module = passfx.optimize(Total(), (items, named)).module
-    assert torch.equal(module(items, named), torch.full((2,), 3.0))
-    for wrong in (
-        ([*items, torch.ones(2)], named),
-        (items[:1], named),
-        (items, {"b": torch.ones(2)}),
-        (items, {**named, "b": torch.ones(2)}),
-        (torch.ones(2), named),
-    ):
-        with pytest.raises(ValueError, match="nested in another way"):
-            module(*wrong)
-
-
-def test_values_that_became_part_of_the_graph_are_refused() -> None:
-    class Switch(nn.Module):
-        def forward(
-            self, x: Tensor, flag: bool, scale: float, mask: Tensor | None = None
-        ) -> Tensor:
-            return (x if flag else -x) * scale
-
-    x = torch.randn(3)
-    module = passfx.optimize(Switch(), (x, True, 2.0), {"mask": None}).module
-    torch.testing.assert_close(module(x, True, 2.0, mask=None), 2 * x)
-    with pytest.raises(ValueError, match="input flag must be True, with which .* not False"):
-        module(x, False, 2.0, mask=None)
-    with pytest.raises(ValueError, match=r"input scale must be 2\.0, .* not 3\.0"):
-        module(x, True, 3.0, mask=None)
-    with pytest.raises(ValueError, match="input mask must be None, .* not a tensor"):
-        module(x, True, 2.0, mask=x)
-
-
-# dynamic sizes
-
-
 def test_dynamic_sizes_in_pytorch_and_onnxruntime(tmp_path: Path, block: Block) -> None:
     batch = Dim("batch", min=1, max=64)
     shapes = {"x": {0: batch, 2: Dim.DYNAMIC, 3: Dim.AUTO}}
@@ -392,9 +235,6 @@ def test_dynamic_sizes_in_pytorch_and_onnxruntime(tmp_path: Path, block: Block) 
     (info,) = onnx.load(tmp_path / "block.onnx").graph.input
     dims = [size.dim_param or size.dim_value for size in info.type.tensor_type.shape.dim]
     assert dims == ["batch", 4, "x_2", "x_3"]
-
-
-# what may be optimised
 
 
 def test_symbolically_traced_graph_module(block: Block, image: Tensor) -> None:
@@ -431,9 +271,6 @@ def test_pass_transformer(block: Block, image: Tensor) -> None:
     assert str(traced.graph) == before
 
 
-# options
-
-
 def test_skip_and_only(block: Block, image: Tensor) -> None:
     skipped = passfx.optimize(block, (image,), skip=["collapse"]).report
     assert skipped.after.ops["batch_norm"] == 2
@@ -468,15 +305,6 @@ def test_verify_false_proves_nothing(block: Block, image: Tensor) -> None:
     assert proven.parity is not None and proven.parity.provider == "torch" and proven.parity.passed
 
 
-def spoil_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make collapse wrong: the norm is left out."""
-
-    def rewrite(self: Collapse, editor: Editor, match: Match) -> Any:
-        return editor.call(match.nodes[0].target, *match.nodes[0].args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Collapse, "rewrite", rewrite)
-
-
 def test_wrong_pass_is_undone(block: Block, image: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil_norms(monkeypatch)
     optimized = passfx.optimize(block, (image,))
@@ -486,136 +314,6 @@ def test_wrong_pass_is_undone(block: Block, image: Tensor, monkeypatch: pytest.M
     assert all(item.reason.startswith("undone") for item in fold.refusals)
     with torch.no_grad():
         torch.testing.assert_close(optimized.module(image), block(image))
-
-
-def test_wrong_result_is_an_error(
-    block: Block, image: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    spoil_norms(monkeypatch)
-    wrong = passfx.optimize(block, (image,), verify=False)
-    assert not any(is_call(node, aten.batch_norm) for node in wrong.module.graph.nodes)
-    with pytest.raises(VerificationError, match="under CPUExecutionProvider its relative error"):
-        wrong.export(tmp_path / "wrong.onnx")
-    assert not list(tmp_path.iterdir())
-    assert wrong.export(tmp_path / "wrong.onnx", verify=False).parity is None
-
-
-# export
-
-
-@pytest.mark.parametrize(
-    ("dtype", "opset", "provider"),
-    [
-        (torch.float16, 20, "CPUExecutionProvider"),
-        (torch.bfloat16, 22, "onnx.reference"),  # the first opset whose Conv takes bfloat16
-        (torch.float64, 20, "onnx.reference"),
-    ],
-)
-def test_other_dtypes(tmp_path: Path, dtype: torch.dtype, opset: int, provider: str) -> None:
-    model, x = make_block().to(dtype), torch.randn(1, 4, 5, 5, dtype=dtype)
-    optimized = passfx.optimize(model, (x,))
-    assert {item.dtype for item in optimized.module.state_dict().values()} == {dtype}
-    report = optimized.export(tmp_path / "block.onnx", opset=opset)
-    name = str(dtype).removeprefix("torch.")
-    assert [item.dtype for item in (*report.inputs, *report.outputs)] == [name, name]
-    assert report.parity is not None and report.parity.provider == provider
-    graph = onnx.load(tmp_path / "block.onnx").graph
-    kinds = {
-        onnx.helper.tensor_dtype_to_np_dtype(item.data_type).name for item in graph.initializer
-    }
-    assert kinds == {name}
-
-
-def test_names_of_inputs_and_outputs(tmp_path: Path) -> None:
-    items, pair = nested_inputs()
-    optimized = passfx.optimize(Nested(), (items,), {"pair": pair})
-    report = optimized.export(
-        tmp_path / "a.onnx", input_names=["p", "q", "r", "s"], output_names=["t", "u", "v"]
-    )
-    graph = onnx.load(tmp_path / "a.onnx").graph
-    for infos, found, names in (
-        (report.inputs, graph.input, "pqrs"),
-        (report.outputs, graph.output, "tuv"),
-    ):
-        assert [item.name for item in infos] == list(names) == [item.name for item in found]
-    with pytest.raises(ExportError, match=r"the model has 4 input\(s\) \(.*\), not 1"):
-        optimized.export(tmp_path / "b.onnx", input_names=["p"])
-    assert [item.name for item in tmp_path.iterdir()] == ["a.onnx"]
-
-
-def test_places_where_nothing_can_be_written(tmp_path: Path, optimized: Optimized) -> None:
-    with pytest.raises(ExportError, match="is a folder; give the name of the file"):
-        optimized.export(tmp_path)
-    with pytest.raises(ExportError, match=r"the folder .*gone does not exist; create it first"):
-        optimized.export(tmp_path / "gone" / "a.onnx")
-
-
-def test_full_disk(tmp_path: Path, optimized: Optimized, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any, **options: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(ExportError, match=r"a\.onnx cannot be written: No space left on device"):
-        optimized.export(tmp_path / "a.onnx", verify=False)
-    assert not list(tmp_path.iterdir())
-
-
-def test_unknown_precisions(tmp_path: Path, optimized: Optimized) -> None:
-    with pytest.raises(ExportError, match="'int8' is not one of fp32, fp16, bf16"):
-        optimized.export(tmp_path / "a.onnx", "int8")
-
-
-@pytest.mark.parametrize("opset", [17, 26])
-def test_opsets_beyond_the_range(tmp_path: Path, optimized: Optimized, opset: int) -> None:
-    with pytest.raises(ExportError, match=f"opset {opset} is not supported: 18 to 25 are"):
-        optimized.export(tmp_path / "a.onnx", opset=opset)
-
-
-@pytest.mark.parametrize("opset", [18, 25])
-def test_opsets_at_the_ends_of_the_range(tmp_path: Path, optimized: Optimized, opset: int) -> None:
-    report = optimized.export(tmp_path / "a.onnx", opset=opset)
-    assert report.opset == opset
-    (own,) = (item.version for item in onnx.load(tmp_path / "a.onnx").opset_import)
-    assert own == opset
-
-
-def test_without_onnxruntime(
-    tmp_path: Path, optimized: Optimized, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(RuntimeUnavailableError, match=r"pip install 'passfx\[cpu\]'"):
-        optimized.export(tmp_path / "a.onnx")
-    assert not list(tmp_path.iterdir())
-    assert optimized.export(tmp_path / "a.onnx", verify=False).onnx is not None
-
-
-def test_file_that_onnxruntime_cannot_run_is_an_error(
-    tmp_path: Path, optimized: Optimized, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*args: Any, **options: Any) -> None:
-        raise RuntimeError("Fatal error: no such kernel\nand more")
-
-    monkeypatch.setattr("onnxruntime.InferenceSession", fail)
-    with pytest.raises(ExportError, match=r"^a\.onnx does not run: RuntimeError: Fatal.* kernel$"):
-        optimized.export(tmp_path / "a.onnx")
-    assert not list(tmp_path.iterdir())
-
-
-# the package
-
-
-def test_import_is_light() -> None:
-    script = (
-        "import sys, passfx\n"
-        "heavy = {'onnx', 'onnxruntime', 'rich', 'onnxscript', 'timm', 'torchvision', 'click'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
-    )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (result.stdout.strip(), result.returncode) == ("[]", 0), result.stderr
-
-
-def test_public_names_exist() -> None:
-    assert [name for name in passfx.__all__ if not hasattr(passfx, name)] == []
 
 
 def test_optimization_report_is_json(optimized: Optimized) -> None:
