@@ -41,13 +41,25 @@ def _source_spec(
 
 def _parse_dynamic(text: str) -> tuple[str, list[int]]:
     name, _, axes = text.rpartition(":")
-    try:
-        parsed = [int(axis) for axis in axes.split(",")]
-    except ValueError:
-        parsed = []
+    parsed = _numbers(axes)
     if not name or not parsed:
         raise SourceError(f"the dynamic axes {text!r} are not of the form NAME:0,2,3")
     return name, parsed
+
+
+def _parse_batches(_: click.Context, __: click.Parameter, text: str | None) -> list[int] | None:
+    sizes = None if text is None else _numbers(text)
+    if sizes is not None and min(sizes, default=0) < 1:
+        raise click.BadParameter(f"{text!r} is not of the form 1,8,32")
+    return sizes
+
+
+def _numbers(text: str) -> list[int]:
+    """Whole numbers between commas, each once; none where it is anything else."""
+    try:
+        return list(dict.fromkeys(map(int, text.split(","))))
+    except ValueError:
+        return []
 
 
 SOURCE = Group(
@@ -129,18 +141,6 @@ def output(what: str, page: str | None = None, *, alone: bool = True) -> Group:
 
 
 OUTPUT = output("the report", "the report")
-
-
-def _parse_batches(_: click.Context, __: click.Parameter, text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        sizes = [int(size) for size in text.split(",")]
-    except ValueError:
-        sizes = [0]
-    if min(sizes) < 1:
-        raise click.BadParameter(f"{text!r} is not of the form 1,8,32")
-    return list(dict.fromkeys(sizes))
 
 
 RUNTIME = (
