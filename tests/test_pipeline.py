@@ -76,6 +76,15 @@ def test_an_unknown_pass_is_an_error_that_lists_the_passes(option: str) -> None:
     )
 
 
+@pytest.mark.parametrize("option", ["skip", "only"])
+@pytest.mark.parametrize("old", ["move-pools", "move-upsamples"])
+def test_the_old_name_of_a_pass_is_an_error_that_tells_the_new_one(option: str, old: str) -> None:
+    with pytest.raises(SourceError) as error:
+        Plan(**{option: (old,)})
+    assert str(error.value) == f"the pass {old!r} is now 'move-resampling'"
+    assert "move-resampling" in NAMES
+
+
 def test_progress_is_told_each_pass_as_it_starts(program: Captured) -> None:
     told: list[str] = []
     optimize_graph(program, Plan().passes, progress=told.append)

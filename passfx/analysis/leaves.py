@@ -28,10 +28,9 @@ def read(node: Node) -> tuple[Form, ...] | str:
     dtype than its inputs' has none: folding it would round elsewhere.
     """
     leaf = next((leaf for packets, leaf in _LEAVES if is_call(node, *packets)), None)
-    own, types = dtypes((node,)), dtypes((node, *node.all_input_nodes))
-    if leaf is None or not own:
+    if leaf is None or not (own := dtypes((node,))):
         return ()
-    bound = arguments(node)
+    bound, types = arguments(node), dtypes((node, *node.all_input_nodes))
     if is_call(node, *ops.LAYERS, aten.batch_norm):
         if bound.get("training"):
             return "it normalises with the statistics of the batch"

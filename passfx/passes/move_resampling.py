@@ -198,7 +198,7 @@ class Exchange:
 
 
 def _find_exchange(node: Node) -> Exchange | None:
-    """A layer and a resampling, one after the other, that ends in `node`."""
+    """A layer and a resampling, one after the other and ending in `node`, in the other order."""
     if after := resampling(node):
         before = _find_layer(after.source)
         found = Exchange(before, after, True) if before else None

@@ -248,6 +248,8 @@ def test_identities(skip: Callable[..., Any]) -> None:
         lambda m, x: F.avg_pool2d(x, 3, 1, 1),
         lambda m, x: F.conv2d(x, m.other.weight / m.other.weight.norm()),
         lambda m, x: F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0),
+        lambda m, x: F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0, mode="nearest-exact"),
+        lambda m, x: F.interpolate(x, size=(6, 6), mode="bilinear", antialias=True),
         lambda m, x: torch.cat([x[:, 2:], x[:, :2]], 1),
         lambda m, x: F.pad(x[..., 1:], (1, 0)),
         lambda m, x: x.transpose(2, 3),
@@ -394,6 +396,7 @@ AFFINE: dict[str, Callable[[Function, Tensor], Tensor]] = {
     "stack": lambda m, x: torch.stack([x, 2 * x]),
     "split": lambda m, x: x.split(3, 1)[0],
     "chunk": lambda m, x: x.chunk(2, 1)[1],
+    "tensor_split": lambda m, x: x.tensor_split(3, 1)[0],
     "unbind": lambda m, x: x.unbind(1)[1],
     "pixel_shuffle": lambda m, x: F.pixel_shuffle(x, 2),
     "pixel_unshuffle": lambda m, x: F.pixel_unshuffle(x, 2),
@@ -401,6 +404,15 @@ AFFINE: dict[str, Callable[[Function, Tensor], Tensor]] = {
     "upsample bilinear": lambda m, x: F.interpolate(x, size=(7, 9), mode="bilinear"),
     "upsample bicubic": lambda m, x: F.interpolate(x, size=(7, 9), mode="bicubic"),
     "upsample linear": lambda m, x: F.interpolate(x.flatten(2), size=9, mode="linear"),
+    "upsample nearest-exact": lambda m, x: F.interpolate(x, size=(7, 9), mode="nearest-exact"),
+    "upsample nearest-exact, 1d": lambda m, x: F.interpolate(
+        x.flatten(2), size=9, mode="nearest-exact"),
+    "upsample nearest-exact, 3d": lambda m, x: F.interpolate(
+        x[None], size=(5, 7, 9), mode="nearest-exact"),
+    "upsample bilinear, antialiased": lambda m, x: F.interpolate(
+        x, size=(4, 3), mode="bilinear", antialias=True),
+    "upsample bicubic, antialiased": lambda m, x: F.interpolate(
+        x, size=(4, 9), mode="bicubic", antialias=True),
     "clone": lambda m, x: x.clone(),
     "to": lambda m, x: x.to(torch.float64),
 }  # fmt: skip

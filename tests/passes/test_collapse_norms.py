@@ -143,6 +143,7 @@ ARITHMETIC: dict[str, Function] = {
     "per channel - layer": lambda m, x: m.channels - m.layer(x),
     "per channel - alpha · layer": lambda m, x: torch.sub(m.channels, m.layer(x), alpha=3),
     "per channel rsub": lambda m, x: torch.rsub(m.layer(x), m.channels, alpha=3),
+    "rsub of per channel": lambda m, x: torch.rsub(m.channels, m.layer(x), alpha=3),
 }
 
 

@@ -384,6 +384,17 @@ def test_dynamic_sizes_of_an_interpolation(mode: str) -> None:
     assert_preserves(graph, model, [randn(3, 8, 9, 7), randn(3, 4, 17, 11)])
 
 
+def test_a_pool_and_an_interpolation_move_in_one_run() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return pool(m.first(x), 2).relu().mean() + m.second(upsample(x, scale_factor=2))
+
+    x, parts = randn(1, 8, 6, 8), {"first": nn.Conv2d(8, 8, 1), "second": nn.Conv2d(8, 8, 1)}
+    model, graph, editor = move(forward, x, **parts)
+    assert [rewrite.removed[0] for rewrite in editor.rewrites] == ["conv2d", "upsample_nearest2d"]
+    assert_preserves(graph, model, [x])
+    assert not MoveResampling().run(graph).modified
+
+
 # ------------------------------------------------------------------------------- refuses and keeps
 
 

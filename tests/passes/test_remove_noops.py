@@ -162,6 +162,7 @@ NOOPS: dict[str, Function] = {
     "ReflectionPad2d": lambda m, x, y, i, z: nn.ReflectionPad2d(0)(x),
     "ReplicationPad2d": lambda m, x, y, i, z: nn.ReplicationPad2d(0)(x),
     "circular pad": lambda m, x, y, i, z: functional.pad(x, (0, 0, 0, 0), mode="circular"),
+    "reflection_pad2d by 0": lambda m, x, y, i, z: torch.ops.aten.reflection_pad2d(x, [0] * 4),
     "roll by 0": lambda m, x, y, i, z: x.roll((0, 0), (2, 3)),
     "roll by 0 of all": lambda m, x, y, i, z: x.roll(0),
     "flip of a short axis": lambda m, x, y, i, z: y.flip(1),
@@ -203,6 +204,12 @@ NOOPS: dict[str, Function] = {
     "interpolate trilinear": lambda m, x, y, i, z: functional.interpolate(
         x[None], scale_factor=1, mode="trilinear"
     )[0],
+    "interpolate bilinear, antialiased": lambda m, x, y, i, z: functional.interpolate(
+        x, scale_factor=1, mode="bilinear", antialias=True
+    ),
+    "interpolate bicubic to size, antialiased": lambda m, x, y, i, z: functional.interpolate(
+        x, size=(6, 6), mode="bicubic", antialias=True
+    ),
     "interpolate to the size it has": lambda m, x, y, i, z: functional.interpolate(x, size=(6, 6)),
     "interpolate bilinear to size": lambda m, x, y, i, z: functional.interpolate(
         x, size=6, mode="bilinear"
