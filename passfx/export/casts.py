@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
@@ -22,11 +21,6 @@ class Format:
     largest: float
     roundoff: float
     name: str
-
-    def round(self, values: Array) -> Array:
-        """Float32 values as the format has them, in float32."""
-        with np.errstate(over="ignore"):
-            return values.astype(self.dtype.numpy()).astype(np.float32)
 
 
 FORMATS = {

@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from onnx.helper import tensor_dtype_to_np_dtype
 
 from passfx.errors import ExportError
+from passfx.export.arrays import Array
 from passfx.export.onnx import graph_inputs, sizes
 from passfx.graph.query import dtype_name
 from passfx.target import TARGETS
@@ -92,35 +93,24 @@ def ideal_seconds(path: Path, shapes: Sequence[tuple[int, ...]], peaks: Peaks) -
     return seconds
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.elements * self.dtype.itemsize
-
-
-def _macs(op_type: str, operands: list[_Tensor], output: _Tensor) -> int:
+def _macs(op_type: str, operands: list[Array], output: Array) -> int:
     """As `passfx.analysis.cost.macs` counts them."""
     if op_type in ("Conv", "FusedConv"):
-        return output.elements * math.prod(operands[1].shape[1:])
+        return output.size * math.prod(operands[1].shape[1:])
     if op_type == "ConvTranspose":
-        return operands[0].elements * math.prod(operands[1].shape[1:])
+        return operands[0].size * math.prod(operands[1].shape[1:])
     if op_type == "MatMul":
-        return output.elements * operands[0].shape[-1]
+        return output.size * operands[0].shape[-1]
     if op_type == "Gemm":  # A is (M, K), or (K, M) where it is transposed: M is the output's
-        return output.elements * operands[0].elements // output.shape[0]
+        return output.size * operands[0].size // output.shape[0]
     return 0
 
 
-def _infer_tensors(model: onnx.ModelProto, shapes: Sequence[tuple[int, ...]]) -> dict[str, _Tensor]:
-    """Every tensor of a graph, which is changed: FusedConv has no shape inference, Conv has."""
+def _infer_tensors(model: onnx.ModelProto, shapes: Sequence[tuple[int, ...]]) -> dict[str, Array]:
+    """Every tensor of a graph, without its memory.
+
+    The graph is changed: FusedConv has no shape inference, Conv has.
+    """
     graph = model.graph
     for node in graph.node:
         if node.op_type == "FusedConv":
@@ -141,7 +131,7 @@ def _infer_tensors(model: onnx.ModelProto, shapes: Sequence[tuple[int, ...]]) ->
         if kind.HasField("shape"):
             found.append((item.name, sizes(item), kind.elem_type))
     return {
-        name: _Tensor(tuple(shape), onnx.helper.tensor_dtype_to_np_dtype(element_type))
+        name: np.broadcast_to(np.empty((), tensor_dtype_to_np_dtype(element_type)), tuple(shape))
         for name, shape, element_type in found
         if all(isinstance(size, int) for size in shape)
     }

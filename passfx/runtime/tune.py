@@ -4,9 +4,9 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import geometric_mean
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from passfx.errors import ExportError, VerificationError, named_line
+from passfx.export.arrays import to_numpy
 from passfx.export.epilogue import FuseEpilogues, split_epilogues
 from passfx.export.onnx import staged
 from passfx.export.precision import LowerPrecision
@@ -149,13 +150,10 @@ def tune(
     ports = Session(model, default.options, device=settings.device).inputs
     inputs = draw_inputs(ports, settings.batches, settings.shapes, settings.seed)
     names = [port.name for port in ports]
-    samples = [
-        {name: item.numpy() for name, item in zip(names, given, strict=True)}
-        for given in inputs.values()
-    ]
     with tempfile.TemporaryDirectory() as folder:
-        variants = _variants(model, Path(folder), settings, samples)
-        search = _Search(variants, inputs, default, settings)
+        named = [dict(zip(names, given, strict=True)) for given in inputs.values()]
+        variants = _variants(model, Path(folder), settings, named)
+        search = _Search(variants, inputs, settings, default)
         best, gain, skipped = search.run(_AXES[settings.provider], settings.budget, progress)
         sidecar = Sidecar(
             model if best.variant == GIVEN else model.with_suffix(".tuned.onnx"),
@@ -174,7 +172,7 @@ def tune(
 
 
 def _variants(
-    model: Path, folder: Path, settings: TuneSettings, samples: Sequence[Mapping[str, Any]]
+    model: Path, folder: Path, settings: TuneSettings, inputs: Sequence[Mapping[str, Tensor]]
 ) -> dict[str, Path]:
     """The file, and what can be made of it, each a file."""
     variants = {GIVEN: model}
@@ -194,6 +192,7 @@ def _variants(
         if SPLIT not in variants and FuseEpilogues().rewrite(fused)[0]:
             add(FUSED, fused)
         if settings.allow_fp16:
+            samples = [{name: to_numpy(item) for name, item in given.items()} for given in inputs]
             with suppress(ExportError):  # nothing in it can be converted
                 if LowerPrecision("fp16", samples, run_model, target).rewrite(half)[0]:
                     add(HALF, half)
@@ -203,12 +202,10 @@ def _variants(
 Axis = Callable[[Trial, Mapping[str, Path]], list[Trial]]
 
 
-def _with_options(best: Trial, **values: Sequence[Any]) -> list[Trial]:
+def _option(name: str, *values: Any) -> Axis:
     """The best with each of the values of an option."""
-    return [
-        replace(best, options=replace(best.options, **{name: value}))
-        for name, given in values.items()
-        for value in given
+    return lambda best, _: [
+        replace(best, options=replace(best.options, **{name: value})) for value in values
     ]
 
 
@@ -216,7 +213,7 @@ def _threads(best: Trial, variants: Mapping[str, Path]) -> list[Trial]:
     """One, half of them, and all that this process may use (hyper-threads too)."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert usable is not None
-    return _with_options(best, threads=sorted({1, max(1, usable // 2), usable}))
+    return _option("threads", *sorted({1, max(1, usable // 2), usable}))(best, variants)
 
 
 def _convolutions(best: Trial, variants: Mapping[str, Path]) -> list[Trial]:
@@ -235,75 +232,67 @@ _AXES: dict[str, dict[str, Axis]] = {
     CPU.name: {
         "epilogues": lambda best, variants: [replace(best, variant=name) for name in variants],
         "threads": _threads,
-        "layout": lambda best, _: _with_options(best, layout=(False,)),
-        "spinning": lambda best, _: _with_options(best, spinning=(False,)),
-        "memory pattern": lambda best, _: _with_options(best, memory_pattern=(False,)),
+        "layout": _option("layout", False),
+        "spinning": _option("spinning", False),
+        "memory pattern": _option("memory_pattern", False),
     },
     CUDA.name: {
         "convolutions": _convolutions,
-        "CUDA graph": lambda best, _: _with_options(best, cuda_graph=(True,)),
-        "algorithm search": lambda best, _: _with_options(
-            best, conv_algo_search=CONV_ALGO_SEARCHES
-        ),
-        "TF32": lambda best, _: _with_options(best, tf32=(False,)),
+        "CUDA graph": _option("cuda_graph", True),
+        "algorithm search": _option("conv_algo_search", *CONV_ALGO_SEARCHES),
+        "TF32": _option("tf32", False),
     },
 }
 
 
+@dataclass
 class _Search:
     """Runs candidates, compares them, and keeps the record."""
 
-    def __init__(
-        self,
-        variants: Mapping[str, Path],
-        inputs: Mapping[int, list[Tensor]],
-        default: Trial,
-        settings: TuneSettings,
-    ) -> None:
-        self.results: list[Result] = []
-        self._variants = variants
-        self._default = default
-        self._rtol = settings.rtol
-        self._device = settings.device
-        self._is_gpu = default.options.target.is_gpu
-        reference = open_session(variants[GIVEN])
-        self._references = {batch: reference.run(given) for batch, given in inputs.items()}
-        place = default.options.target.device(settings.device)
-        self._inputs = {
-            batch: [item.to(place) for item in given] for batch, given in inputs.items()
-        }
-        self._errors: dict[Trial, dict[int, float]] = {}
-        self._kept: dict[Trial, Session] = {}
+    variants: Mapping[str, Path]
+    inputs: Mapping[int, list[Tensor]]
+    settings: TuneSettings
+    default: Trial
+    results: list[Result] = field(default_factory=list)
+    _errors: dict[Trial, dict[int, float]] = field(default_factory=dict)
+    _kept: dict[Trial, Session] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        target, given = TARGETS[self.settings.provider], self.inputs.items()
+        self._is_gpu, place = target.is_gpu, target.device(self.settings.device)
+        reference = open_session(self.variants[GIVEN])
+        self._references = {batch: reference.run(items) for batch, items in given}
+        self._inputs = {batch: [item.to(place) for item in items] for batch, items in given}
 
     def run(
         self, axes: Mapping[str, Axis], budget: float, progress: Callable[[str], None]
     ) -> tuple[Trial, float, tuple[str, ...]]:
         """The best candidate, how many times as fast it is, and the axes without time."""
-        best = self._default = self._first()
+        best = self.default = self._first()
         end = time.monotonic() + budget * (1 - _FINAL_SHARE)
         skipped = []
         for number, (name, axis) in enumerate(axes.items()):
-            alternatives = [item for item in axis(best, self._variants) if item != best]
+            alternatives = [item for item in axis(best, self.variants) if item != best]
             left = (end - time.monotonic()) / (len(axes) - number)
             if left <= 0:
                 skipped += [name] if alternatives else []
                 continue
             progress(name)
             best = self._faster(name, best, alternatives, left)
-            for item in self._kept.keys() - {best, self._default}:
+            for item in self._kept.keys() - {best, self.default}:
                 del self._kept[item]
-        if best != self._default:
+        if best != self.default:
             progress("confirm")
             gains = self._race("confirm", [best], budget * _FINAL_SHARE)[best]
             gain = geometric_mean(gains)
             if gain >= _GAIN and min(gains) >= _LOSS:
                 return best, gain, tuple(skipped)
-        return self._default, 1.0, tuple(skipped)
+        return self.default, 1.0, tuple(skipped)
 
     def _first(self) -> Trial:
         """An untuned session; without TF32 where that is too far from the file."""
-        exact = _with_options(self._default, tf32=(False,)) if self._is_gpu else []
-        for candidate in (self._default, *exact):
+        exact = _option("tf32", False)(self.default, {}) if self._is_gpu else []
+        for candidate in (self.default, *exact):
             if self._admit("untuned", candidate):
                 return candidate
         raise VerificationError(
@@ -327,7 +316,8 @@ class _Search:
         """Whether a candidate runs and agrees; where not, the record says why."""
         if candidate in self._errors:
             return True
-        tolerance = candidate.tolerance if self._rtol is None else self._rtol
+        rtol = self.settings.rtol
+        tolerance = candidate.tolerance if rtol is None else rtol
         errors: dict[int, float] = {}
         for batch, given in self._inputs.items():
             refused = None
@@ -336,11 +326,13 @@ class _Search:
                 errors[batch] = relative_error(results, self._references[batch])
                 if not errors[batch] <= tolerance:
                     refused = f"relative error {errors[batch]:.1e}, tolerated {tolerance:.1e}"
-            except Exception as error:  # whatever ONNX Runtime raises is about the candidate
-                refused = named_line(error)
+            except Exception as failure:  # whatever ONNX Runtime raises is about the candidate
+                refused = named_line(failure)
             if refused is not None:
-                record = partial(Result, axis, str(candidate), batch, rel_error=errors.get(batch))
-                self.results.append(record(refused=refused))
+                error = errors.get(batch)
+                self.results.append(
+                    Result(axis, str(candidate), batch, rel_error=error, refused=refused)
+                )
                 return False
         self._errors[candidate] = errors
         return True
@@ -349,7 +341,7 @@ class _Search:
         self, axis: str, candidates: Sequence[Trial], seconds: float
     ) -> dict[Trial, list[float]]:
         """The speed-up of each candidate over the untuned session, for each batch size."""
-        gains: dict[Trial, list[float]] = {item: [] for item in (self._default, *candidates)}
+        gains: dict[Trial, list[float]] = {item: [] for item in (self.default, *candidates)}
         for batch in self._inputs:
             contestants: dict[str, Open] = {
                 str(item): partial(self._open, item, batch) for item in gains
@@ -357,22 +349,21 @@ class _Search:
             timings = race(contestants, seconds / len(self._inputs), alone=not self._is_gpu)
             for item, found in gains.items():
                 timing, error = timings[str(item)], self._errors[item][batch]
-                found.append(speedup(timings[str(self._default)], timing))
+                found.append(speedup(timings[str(self.default)], timing))
                 self.results.append(
                     Result(axis, str(item), batch, 1000 * timing.median, found[-1], error)
                 )
         return gains
 
-    @contextmanager
-    def _open(self, candidate: Trial, batch: int) -> Iterator[Run]:
-        session, inputs = self._session(candidate), self._inputs[batch]
-        yield lambda: session.run(inputs)
+    def _open(self, candidate: Trial, batch: int) -> AbstractContextManager[Run]:
+        return nullcontext(partial(self._session(candidate).run, self._inputs[batch]))
 
     def _session(self, candidate: Trial) -> Session:
         """A session; on a GPU, where opening measures algorithms, those in use are kept."""
         if candidate in self._kept:
             return self._kept[candidate]
-        session = Session(self._variants[candidate.variant], candidate.options, device=self._device)
+        path, device = self.variants[candidate.variant], self.settings.device
+        session = Session(path, candidate.options, device=device)
         if self._is_gpu:
             self._kept[candidate] = session
         return session
