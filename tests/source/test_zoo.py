@@ -1,4 +1,4 @@
-"""What the collections of models have in common: names that do not exist, packages that are missing."""
+"""Collections of models: names that they do not have, packages that are not there."""
 
 import sys
 import types

@@ -52,8 +52,10 @@ class Replace(Pass):
 
 def refused(item: Pass, model: nn.Module, *inputs: Tensor) -> str:
     """The reason for which a pass's only rewrite is undone."""
-    graph_module, editor = apply(item, model, *inputs)
-    untouched, _ = optimize_graph(captured(model, *inputs), [])
+    program = captured(model, *inputs)
+    (graph_module, _), (untouched, _) = (optimize_graph(program, []) for _ in range(2))
+    editor = item.run(graph_module)
+    editor.finish()
     assert str(graph_module.graph) == str(untouched.graph)
     assert editor.rewrites == []
     (refusal,) = editor.refusals
