@@ -1,7 +1,10 @@
-"""Shared by the tests: captured modules, passes run alone, structural comparison."""
+"""Shared by the tests: captured modules, passes run alone, comparison, imports that are undone."""
 
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,3 +54,16 @@ def assert_preserves(
         wanted = model.eval()(*inputs)
     (result,) = run_flat(graph_module, inputs)
     assert relative_error(result, wanted) <= tolerance
+
+
+@contextmanager
+def clean_imports(folder: Path) -> Iterator[None]:
+    """What is imported from a folder stays out of the tests that follow."""
+    path, before = list(sys.path), set(sys.modules)
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name in set(sys.modules) - before:
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
+                del sys.modules[name]

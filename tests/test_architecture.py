@@ -182,6 +182,19 @@ def test_only_the_command_line_prints_and_exits() -> None:
                 assert name not in ("print", "sys.exit", "exit", "quit"), f"{path}:{node.lineno}"
 
 
+def test_no_test_is_imported() -> None:
+    """What tests and benchmarks share has files of its own."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for name, line in imports(path):
+            parts = name.split(".") if name.startswith("tests.") else []
+            test = any(part == "conftest" or part.startswith("test_") for part in parts)
+            assert not test, f"{path}:{line} imports {name}"
+
+
+def test_shared_models_know_nothing_of_passfx() -> None:
+    assert "passfx" not in imported_from(ROOT / "tests" / "models.py")
+
+
 def test_models_stand_alone() -> None:
     for path in (ROOT / "models").rglob("*.py"):
         assert not any(name.split(".")[0] == "passfx" for name, _ in imports(path)), path
@@ -223,7 +236,7 @@ def imported_from(start: Path) -> set[str]:
         seen.add(path)
         for name in top_level_imports(path):
             found.add(name.split(".")[0])
-            inner = file_of(name) if name.startswith("passfx") else None
+            inner = file_of(name) if name.split(".")[0] in ("passfx", "models", "tests") else None
             if inner is not None:
                 pending.append(inner)
     return found

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from click.testing import Result
 
 from passfx.passes.collapse import Collapse
-
-Invoke = Callable[..., Result]
-SOURCE = "net.py:build"
+from tests.cli.net import SOURCE, Invoke
 
 
 def files(folder: Path) -> list[str]:

@@ -1,0 +1,121 @@
+"""Example inputs, input shapes, and arguments as text."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from passfx.errors import SourceError
+from passfx.source.inputs import InputShape, parse_argument, parse_input_shape
+from passfx.source.load import load_source
+from passfx.source.spec import SourceSpec
+from tests.source.nets import FILE, write
+
+
+@pytest.mark.parametrize(
+    ("inputs", "args", "kwargs"),
+    [
+        ("torch.ones(1, 3, 4, 4)", [(1, 3, 4, 4)], {}),
+        ("(torch.ones(1, 3), torch.ones(2))", [(1, 3), (2,)], {}),
+        ("[torch.ones(1, 3)]", [(1, 3)], {}),
+        ("{'x': torch.ones(5)}", [], {"x": (5,)}),
+    ],
+)
+def test_example_inputs_forms(
+    tmp_path: Path, inputs: str, args: list[Any], kwargs: dict[str, Any]
+) -> None:
+    source = load_source(SourceSpec(f"{write(tmp_path / 'net.py', inputs)}:build"))
+    assert [item.shape for item in source.args] == args
+    assert {name: item.shape for name, item in source.kwargs.items()} == kwargs
+
+
+def test_example_inputs_may_be_a_value(tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(FILE + "\nexample_inputs = torch.ones(1, 3, 4, 4)\n")
+    assert load_source(SourceSpec(f"{path}:build")).args[0].shape == (1, 3, 4, 4)
+
+
+def test_input_shapes_go_before_example_inputs(net: Path) -> None:
+    source = load_source(SourceSpec(f"{net}:build", input_shapes=["2x3x4x4"]))
+    assert [item.shape for item in source.args] == [(2, 3, 4, 4)]
+
+
+def test_named_input_shapes_are_keywords(net: Path) -> None:
+    shapes = ["1x3x4x4", "mask:1,1,4,4"]
+    source = load_source(SourceSpec(f"{net}:build", input_shapes=shapes))
+    assert [item.shape for item in source.args] == [(1, 3, 4, 4)]
+    assert {name: item.shape for name, item in source.kwargs.items()} == {"mask": (1, 1, 4, 4)}
+
+
+def test_random_inputs_have_the_dtype_of_the_model(net: Path) -> None:
+    shapes = ["1x3x4x4"]
+    assert (
+        load_source(SourceSpec(f"{net}:build_half", input_shapes=shapes)).args[0].dtype
+        == torch.float16
+    )
+    assert (
+        load_source(SourceSpec(f"{net}:build", input_shapes=shapes)).args[0].dtype == torch.float32
+    )
+
+
+def test_no_example_inputs(tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(FILE)
+    with pytest.raises(SourceError, match="--input-shape 1x3x224x224, or define example_inputs"):
+        load_source(SourceSpec(f"{path}:build"))
+
+
+def test_failing_example_inputs_are_placed(tmp_path: Path) -> None:
+    path = write(tmp_path / "net.py", "torch.ones(1) / nothing")
+    line = len(path.read_text().splitlines())
+    with pytest.raises(SourceError, match=rf"example_inputs\(\) of .* NameError.*net.py:{line}\)"):
+        load_source(SourceSpec(f"{path}:build"))
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "sizes"),
+    [
+        ("1x3x224x224", None, (1, 3, 224, 224)),
+        ("1,3,8,8", None, (1, 3, 8, 8)),
+        ("x:2x5", "x", (2, 5)),
+        ("mask:7", "mask", (7,)),
+    ],
+)
+def test_input_shape(text: str, name: str | None, sizes: tuple[int, ...]) -> None:
+    assert parse_input_shape(text) == InputShape(name, sizes)
+
+
+@pytest.mark.parametrize("text", ["", "x:", "1x3x", "1x-3", "0x3", "1*3", "axb", "1x3:x", "1.5x2"])
+def test_wrong_input_shape(text: str) -> None:
+    with pytest.raises(SourceError, match=r"not of the form \[NAME:\]1x3x224x224"):
+        parse_input_shape(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a=8", 8),
+        ("a=-0.5", -0.5),
+        ("a=(3, 3)", (3, 3)),
+        ("a=true", True),
+        ("a=False", False),
+        ("a=none", None),
+        ("a='8'", "8"),
+        ("a=relu", "relu"),
+        ("a=x=y", "x=y"),
+        ("a=", ""),
+        ("a={'k': [1]}", {"k": [1]}),
+    ],
+)
+def test_argument(text: str, value: Any) -> None:
+    key, parsed = parse_argument(text)
+    assert key == "a"
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize("text", ["width", "=3", "a b=3", "3=a"])
+def test_wrong_argument(text: str) -> None:
+    with pytest.raises(SourceError, match="not of the form key=value"):
+        parse_argument(text)
