@@ -10,9 +10,9 @@ class Rewrite:
     at: str
     module: str
     what: str
-    removed: tuple[str, ...]
-    added: tuple[str, ...]
-    error: float | None
+    removed: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+    error: float | None = None
 
 
 @dataclass(frozen=True)

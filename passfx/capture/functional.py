@@ -112,35 +112,21 @@ def find_dead_code(traced: Graph, functional: Graph) -> PassReport:
         joined = [branch for branch in branches if set(branch) & set(node.all_input_nodes)]
         branches = [branch for branch in branches if branch not in joined]
         branches.append([*(item for branch in joined for item in branch), node])
-    rewrites = tuple(
-        Rewrite(
-            at=branch[-1].name,
-            module=module_path(branch[-1]),
-            what=f"{len(branch)} operators reach no output",
-            removed=tuple(node.name for node in branch),
-            added=(),
-            error=None,
-        )
-        for branch in branches
-    )
-    return PassReport("remove-unused", rewrites=rewrites)
+    rewrites = []
+    for branch in branches:
+        at, names = branch[-1], tuple(node.name for node in branch)
+        what = f"{len(branch)} operators reach no output"
+        rewrites.append(Rewrite(at.name, module_path(at), what, names))
+    return PassReport("remove-unused", rewrites=tuple(rewrites))
 
 
 def _use_batch_norm(node: Node) -> None:
-    bound = arguments(node)
+    bound = {"running_mean": None, "running_var": None, "training": False, **arguments(node)}
+    tensors = ("input", "weight", "bias", "running_mean", "running_var")
+    args = (*(bound[name] for name in (*tensors, "training", "momentum", "eps")), False)
     with node.graph.inserting_before(node):
         norm = node.graph.create_node(
-            "call_function",
-            aten.batch_norm.default,
-            (
-                *(bound[name] for name in ("input", "weight", "bias")),
-                *(bound.get(name) for name in ("running_mean", "running_var")),
-                bound.get("training", False),
-                bound["momentum"],
-                bound["eps"],
-                False,
-            ),
-            name="batch_norm",
+            "call_function", aten.batch_norm.default, args, name="batch_norm"
         )
     norm.meta = {**node.meta, "val": node.meta["val"][0]}
     for item in list(node.users):

@@ -207,6 +207,7 @@ def find_shortcuts(
     return capture_source(SourceSpec(model, args, kwargs, dynamic_shapes=dynamic_shapes)).shortcuts
 
 
+@dataclass
 class PassTransformer:
     """The passes behind the protocol of `torch.fx.Transformer`, for a traced graph.
 
@@ -214,12 +215,9 @@ class PassTransformer:
     `GraphModule` that is called like the traced one.
     """
 
-    def __init__(
-        self, module: GraphModule, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> None:
-        self.module = module
-        self._args = args
-        self._kwargs = kwargs
+    module: GraphModule
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] | None = None
 
     def transform(self) -> GraphModule:
         """The optimised graph; `module` stays as it is.
@@ -227,4 +225,4 @@ class PassTransformer:
         Raises:
             CaptureError, VerificationError: as `passfx.optimize`.
         """
-        return optimize(self.module, self._args, self._kwargs).module
+        return optimize(self.module, self.args, self.kwargs).module

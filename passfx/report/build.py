@@ -41,9 +41,6 @@ def captured_report(
         before=cost,
         after=cost,
         shortcuts=find_shortcuts(captured.graph_module),
-        passes=(),
-        parity=None,
-        onnx=None,
         seconds=seconds,
     )
 

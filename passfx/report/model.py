@@ -23,10 +23,10 @@ class Report:
     before: GraphCost
     after: GraphCost
     shortcuts: tuple[Shortcut, ...]
-    passes: tuple[PassReport, ...]
-    parity: Parity | None
-    onnx: OnnxReport | None
     seconds: dict[str, float]
+    passes: tuple[PassReport, ...] = ()
+    parity: Parity | None = None
+    onnx: OnnxReport | None = None
 
     @property
     def opset(self) -> int | None:

@@ -30,9 +30,6 @@ def report() -> Report:
         cost,
         replace(cost, nodes=2),
         (),
-        (),
-        None,
-        None,
         seconds,
     )
 
