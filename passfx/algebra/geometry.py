@@ -168,10 +168,8 @@ class Geometry:
             return replace(self, biased=self.biased or after.biased)
         axes = tuple(a.then(b) for a, b in zip(self.axes, after.axes, strict=True))
         counts, groups = (self.channels_in, after.channels_out), math.gcd(self.groups, after.groups)
-        biased, border = (
-            self.biased or after.biased,
-            self.border if self.is_padded else after.border,
-        )
+        biased = self.biased or after.biased
+        border = self.border if self.is_padded else after.border
         return Geometry(*counts, axes, groups, biased, border, after.transposed)
 
     def plus(self, other: "Geometry") -> "Geometry":
@@ -184,10 +182,8 @@ class Geometry:
 
     def _joined(self, other: "Geometry", channels_out: int, groups: int) -> "Geometry":
         axes = tuple(a.plus(b) for a, b in zip(self.axes, other.axes, strict=True))
-        biased, border = (
-            self.biased or other.biased,
-            self.border if self.is_padded else other.border,
-        )
+        biased = self.biased or other.biased
+        border = self.border if self.is_padded else other.border
         return Geometry(self.channels_in, channels_out, axes, groups, biased, border)
 
     def then_failure(self, after: "Geometry", sizes: Sizes) -> str | None:

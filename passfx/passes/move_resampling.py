@@ -51,11 +51,8 @@ class MoveResampling(Pass):
         middle = found.resampling.source if found.resamples_first else first
         order = (last, first) if found.resamples_first else (conv, first)
         now, then = sum(node_seconds(item, profile) for item in found.nodes), found.seconds(profile)
-        what, new, old = (
-            f"{order[0].name} before {order[1].name}",
-            f"{then * 1e6:.1f} µs",
-            f"{now * 1e6:.1f} µs",
-        )
+        what = f"{order[0].name} before {order[1].name}"
+        new, old = (f"{seconds * 1e6:.1f} µs" for seconds in (then, now))
         if then >= now:
             figures = f"would take {found.macs:,} MACs and {new}, {old} as is"
             return refuse(node, f"{what} {figures}") if found.macs < macs(conv) else None

@@ -125,11 +125,7 @@ _NOOPS: tuple[tuple[tuple[Any, ...], int, Callable[..., bool]], ...] = (
     (_DROPOUTS, 0, lambda p, train, **_: train is False or p == 0),
     ((aten.mul,), 0, lambda other, **_: _equals(other, 1)),
     ((aten.mul,), 1, lambda self, **_: _equals(self, 1)),
-    (
-        (aten.div,),
-        0,
-        lambda other, rounding_mode=None, **_: not rounding_mode and _equals(other, 1),
-    ),
+    ((aten.div,), 0, lambda other, **kept: not kept.get("rounding_mode") and _equals(other, 1)),
     ((aten.pow,), 0, lambda exponent, **_: _equals(exponent, 1)),
     ((aten.add, aten.sub), 0, lambda other, **_: _equals(other, 0)),
     ((aten.add,), 1, lambda self, alpha, **_: alpha == 1 and _equals(self, 0)),

@@ -17,7 +17,7 @@ from passfx.graph.evaluate import run_flat
 from passfx.graph.text import to_text
 from passfx.passes.merge_siblings import MergeSiblings
 from passfx.pipeline import optimize_graph
-from passfx.target import CUDA
+from passfx.target import CPU, CUDA, Target
 from passfx.verify.error import relative_error
 from tests.helpers import apply, assert_same_structure, captured, ops
 from tests.passes.strategies import Model, constants, convolutions, run
@@ -31,7 +31,7 @@ def randn(*shape: int) -> Tensor:
 
 
 def merge(
-    function: Function, *inputs: Tensor, options: Any = None, target: str = "cpu", **parts: Any
+    function: Function, *inputs: Tensor, options: Any = None, target: Target = CPU, **parts: Any
 ) -> tuple[nn.Module, GraphModule, Editor]:
     """A float64 model, the graph with its siblings merged, and the record."""
     model = Model(function, **parts).double()
