@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import nn
 
 import passfx
@@ -207,6 +209,20 @@ def test_on_a_gpu_graphs_searches_and_tf32_are_tried() -> None:
     assert candidates("CUDA graph", [GIVEN], CUDA) == ["as given, cuda_graph"]
     assert candidates("TF32", [GIVEN], CUDA) == ["as given, no-tf32"]
     assert "as given, conv_algo_search=HEURISTIC" in candidates("algorithm search", [GIVEN], CUDA)
+
+
+def test_weights_that_are_listed_as_inputs_are_none(tmp_path: Path) -> None:
+    """As in files of before IR version 4: they do not become inputs of the variant in fp16."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in "xwy"]
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [2, 2], [1.0] * 4)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "g", values[:2], values[2:], [weight])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.save(proto, tmp_path / "net.onnx")
+    settings = TuneSettings("cuda", allow_fp16=True)
+    found = tuning._variants(tmp_path / "net.onnx", tmp_path, settings, [{"x": torch.randn(2, 2)}])
+    assert list(found) == [GIVEN, HALF]
+    assert [port.name for port in passfx.runtime.Session(found[HALF]).inputs] == ["x"]
 
 
 def test_tf32_and_fp16_are_allowed_what_they_round() -> None:
