@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 import passfx
-from passfx.errors import SourceError, VerificationError
+from passfx.errors import ExportError, SourceError, VerificationError
 from passfx.runtime import Options, load
 from passfx.runtime import tune as tuning
 from passfx.runtime.race import Open, Timing
@@ -115,6 +115,17 @@ def test_fused_and_split_epilogues_race(fused: Path, monkeypatch: pytest.MonkeyP
     assert names == {"fused.onnx", "fused.tuned.onnx", "fused.passfx.json"}
     expected = passfx.runtime.Session(fused).run([X])[0]
     assert relative_error(load(fused).run([X])[0], expected) <= 1e-5
+
+
+def test_a_full_disk_is_an_error_that_is_told(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_race(monkeypatch, {SPLIT: [0.5]})
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("passfx.export.onnx.os.replace", fail)
+    with pytest.raises(ExportError, match="cannot be written: No space left on device"):
+        tune(fused)
 
 
 def test_what_is_off_is_refused_before_it_is_measured(
