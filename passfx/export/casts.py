@@ -36,7 +36,7 @@ class Conversion:
     Attributes:
         lowered: the operators that compute in the format; all others compute in float32.
         half_io: inputs and outputs of the model are converted too.
-        casts: how many it took.
+        casts: how many it took so far.
     """
 
     model: ir.Model
@@ -73,6 +73,8 @@ class Conversion:
         for name, value in list(graph.initializers.items()):
             if not value.uses() and not value.is_graph_output():
                 del graph.initializers[name]
+                if value.is_graph_input():  # older files list their weights among the inputs
+                    graph.inputs.remove(value)
 
     def _as(self, value: ir.Value, dtype: ir.DataType, reader: ir.Node | None) -> ir.Value:
         """A value in a precision, for a reader: itself, or one conversion for all readers."""
@@ -129,7 +131,9 @@ def convertible(
 
 def _is_indifferent(node: ir.Node) -> bool:
     """Whether a node takes its input in any precision, with the same result."""
-    return node.op_type in ("Shape", "Size") or (node.op_type == "Cast" and not float_outputs(node))
+    return node.op_type in ("Shape", "Size") or (
+        node.op_type == "Cast" and not any(map(is_full, node.outputs))
+    )
 
 
 def cast_to(
@@ -154,11 +158,6 @@ def all_values(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from graph.initializers.values()
     for node in graph:
         yield from node.outputs
-
-
-def float_outputs(node: ir.Node) -> list[ir.Value]:
-    """The results in float32."""
-    return [value for value in node.outputs if is_full(value)]
 
 
 def is_full(value: ir.Value | None) -> TypeGuard[ir.Value]:

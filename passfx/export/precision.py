@@ -221,7 +221,7 @@ class _Choice:
 def _is_float(node: ir.Node) -> bool:
     """Whether a node computes float32, other than by widening."""
     is_widening = node.op_type == "Cast" and casts.is_half(node.inputs[0])
-    return bool(casts.float_outputs(node)) and not is_widening
+    return any(map(is_full, node.outputs)) and not is_widening
 
 
 def _elements(value: ir.Value | None) -> int:

@@ -80,11 +80,7 @@ class Session:
     """
 
     def __init__(
-        self,
-        model: str | PathLike[str] | bytes,
-        options: Options | None = None,
-        *,
-        device: int = 0,
+        self, model: str | PathLike[str] | bytes, options: Options | None = None, *, device: int = 0
     ) -> None:
         onnxruntime = require_onnxruntime()
         self.options = options or Options()

@@ -21,7 +21,7 @@ from passfx.export.arrays import to_numpy
 from passfx.export.epilogue import FuseEpilogues, split_epilogues
 from passfx.export.onnx import staged
 from passfx.export.precision import LowerPrecision
-from passfx.files import check_writable, write_text
+from passfx.files import check_writable, write_text, writing
 from passfx.runtime.inputs import draw_inputs
 from passfx.runtime.options import CONV_ALGO_SEARCHES, Options
 from passfx.runtime.race import Open, Run, race, speedup
@@ -124,9 +124,7 @@ _DEFAULT = TuneSettings()
 
 
 def tune(
-    model: Path,
-    settings: TuneSettings = _DEFAULT,
-    progress: Callable[[str], None] = lambda _: None,
+    model: Path, settings: TuneSettings = _DEFAULT, progress: Callable[[str], None] = lambda _: None
 ) -> Tuned:
     """Measure the sensible combinations of options, and write the best beside the file.
 
@@ -164,8 +162,7 @@ def tune(
             tuple(map(asdict, search.results)),
         )
         if best.variant != GIVEN:
-            with staged(ir.load(variants[best.variant]), sidecar.model_path):
-                pass
+            _save(ir.load(variants[best.variant]), sidecar.model_path)
     versions = {"onnxruntime": require_onnxruntime().__version__, "torch": torch.__version__}
     write_text(sidecar_path(model), sidecar_text(model, sidecar, versions))
     return Tuned(best, sidecar, tuple(search.results), skipped)
@@ -179,8 +176,7 @@ def _variants(
 
     def add(name: str, changed: ir.Model) -> None:
         variants[name] = folder / f"{model.stem}.{len(variants)}.onnx"
-        with staged(changed, variants[name]):
-            pass
+        _save(changed, variants[name])
 
     loaded = ir.load(model)
     if split_epilogues(loaded):
@@ -197,6 +193,11 @@ def _variants(
                 if LowerPrecision("fp16", samples, run_model, target).rewrite(half)[0]:
                     add(HALF, half)
     return variants
+
+
+def _save(model: ir.Model, path: Path) -> None:
+    with writing(path), staged(model, path):
+        pass
 
 
 Axis = Callable[[Trial, Mapping[str, Path]], list[Trial]]

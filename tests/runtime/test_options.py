@@ -1,5 +1,7 @@
 """Options of a session: what ONNX Runtime is told, and what is refused."""
 
+import subprocess
+import sys
 from dataclasses import asdict
 
 import onnxruntime
@@ -16,6 +18,16 @@ def test_the_default_is_onnxruntimes_own() -> None:
     with pytest.raises(RuntimeError):
         mine.get_session_config_entry("session.intra_op.allow_spinning")
     assert str(Options()) == str(Options("cuda")) == "default"
+
+
+def test_options_and_settings_need_no_torch() -> None:
+    """The command line imports them at its start."""
+    code = """if True:
+        import sys, passfx.runtime, passfx.export.settings, passfx.target
+        print(*sys.modules.keys() & {"torch", "onnx", "onnx_ir", "onnxruntime", "rich"})
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_every_cpu_option_arrives() -> None:

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import nn
 
 import passfx
-from passfx.errors import SourceError, VerificationError
+from passfx.errors import ExportError, SourceError, VerificationError
 from passfx.runtime import Options, load
 from passfx.runtime import tune as tuning
 from passfx.runtime.race import Open, Timing
@@ -115,6 +117,17 @@ def test_fused_and_split_epilogues_race(fused: Path, monkeypatch: pytest.MonkeyP
     assert relative_error(load(fused).run([X])[0], expected) <= 1e-5
 
 
+def test_a_full_disk_is_an_error_that_is_told(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_race(monkeypatch, {SPLIT: [0.5]})
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("passfx.export.onnx.os.replace", fail)
+    with pytest.raises(ExportError, match="cannot be written: No space left on device"):
+        tune(fused)
+
+
 def test_what_is_off_is_refused_before_it_is_measured(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +220,20 @@ def test_on_a_gpu_graphs_searches_and_tf32_are_tried() -> None:
     assert candidates("CUDA graph", [GIVEN], CUDA) == ["as given, cuda_graph"]
     assert candidates("TF32", [GIVEN], CUDA) == ["as given, no-tf32"]
     assert "as given, conv_algo_search=HEURISTIC" in candidates("algorithm search", [GIVEN], CUDA)
+
+
+def test_weights_that_are_listed_as_inputs_are_none(tmp_path: Path) -> None:
+    """As in files of before IR version 4: they do not become inputs of the variant in fp16."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in "xwy"]
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [2, 2], [1.0] * 4)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "g", values[:2], values[2:], [weight])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.save(proto, tmp_path / "net.onnx")
+    settings = TuneSettings("cuda", allow_fp16=True)
+    found = tuning._variants(tmp_path / "net.onnx", tmp_path, settings, [{"x": torch.randn(2, 2)}])
+    assert list(found) == [GIVEN, HALF]
+    assert [port.name for port in passfx.runtime.Session(found[HALF]).inputs] == ["x"]
 
 
 def test_tf32_and_fp16_are_allowed_what_they_round() -> None:
