@@ -2,7 +2,7 @@
 
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path
+from os import PathLike
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +15,10 @@ from passfx.verify.parity import draw_samples
 
 
 def calibration_samples(
-    captured: Captured, names: Sequence[str], path: Path | None = None, seed: int = 0
+    captured: Captured,
+    names: Sequence[str],
+    path: str | PathLike[str] | None = None,
+    seed: int = 0,
 ) -> list[dict[str, Array]]:
     """Inputs by name: the user's own, or the example inputs and random ones like them.
 
@@ -46,7 +49,7 @@ def calibration_samples(
     return [dict(zip(names, batch, strict=True)) for batch in zip(*batches, strict=True)]
 
 
-def _batches(path: Path, name: str, array: Array, example: Tensor) -> list[Array]:
+def _batches(path: str | PathLike[str], name: str, array: Array, example: Tensor) -> list[Array]:
     converted = array.astype(to_numpy(example).dtype)
     if not example.ndim:
         return [converted]

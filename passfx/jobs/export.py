@@ -60,13 +60,10 @@ def _file_passes(
     passes: list[FilePass] = []
     if settings.precision != "fp32":
         names = [str(item.name) for item in model.graph.inputs]
-        path = None if settings.calibration is None else Path(settings.calibration)
-        samples = calibration_samples(captured, names, path, settings.seed)
-        passes.append(
-            LowerPrecision(
-                settings.precision, samples, run_model, target, settings.fp16_io, settings.accuracy
-            )
-        )
+        samples = calibration_samples(captured, names, settings.calibration, settings.seed)
+        half, accuracy = settings.fp16_io, settings.accuracy
+        lower = LowerPrecision(settings.precision, samples, run_model, target, half, accuracy)
+        passes.append(lower)
     if settings.fuses_epilogues(target):
         passes.append(FuseEpilogues())
     return passes
@@ -88,13 +85,7 @@ def _proven(report: Report, captured: Captured, path: Path, settings: ExportSett
     """The report with the proof of a file, which must hold."""
     seconds = dict(report.seconds)
     with timed(seconds, "verify"):
-        proof = file_parity(
-            captured,
-            path,
-            rtol=settings.tolerance,
-            seed=settings.seed,
-            precision=settings.precision,
-        ).checked()
+        proof = file_parity(captured, path, settings).checked()
     return replace(report, parity=proof, seconds=seconds)
 
 

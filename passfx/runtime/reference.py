@@ -16,6 +16,7 @@ from passfx.errors import ExportError, RuntimeUnavailableError, SourceError, nam
 from passfx.export.arrays import Array, to_numpy, to_torch
 from passfx.export.onnx import graph_inputs
 from passfx.export.rounding import emulated
+from passfx.export.settings import ExportSettings
 from passfx.graph.query import tensors
 from passfx.runtime.options import Options
 from passfx.runtime.session import Session, require_onnxruntime
@@ -101,25 +102,25 @@ def run_model(model: ir.Model, samples: Sequence[Mapping[str, Array]]) -> list[l
     return [session.run(None, dict(sample)) for sample in samples]
 
 
-def file_parity(
-    captured: Captured, path: Path, *, rtol: float, seed: int = 0, precision: str = "fp32"
-) -> Parity:
+def file_parity(captured: Captured, path: Path, settings: ExportSettings) -> Parity:
     """Run a file on the CPU on sample inputs and compare it with the captured model in float64.
 
     Args:
-        precision: of the file: the results of "fp16" and "bf16" are rounded as a GPU rounds them.
+        settings: of the file: the results of "fp16" and "bf16" are rounded as a GPU rounds them.
 
     Raises:
         ExportError: ONNX Runtime does not run the file.
         RuntimeUnavailableError: onnxruntime is not installed.
     """
     with _running(path):
-        session = open_session(path) if precision == "fp32" else _RoundingSession(path)
+        is_full = settings.precision == "fp32"
+        session = open_session(path) if is_full else _RoundingSession(path)
 
     def run(inputs: Sequence[Any]) -> list[Tensor]:
         with _running(path):
             return session.run(tensors(inputs))
 
+    rtol, seed = settings.tolerance, settings.seed
     return parity(captured, run, provider=session.provider, rtol=rtol, seed=seed)
 
 
