@@ -139,7 +139,7 @@ def structural_failure(before: Graph, after: Graph) -> str | None:
     try:
         after.lint()
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return named_line(error)
     placeholders = (graph.find_nodes(op="placeholder") for graph in (before, after))
     given, now = ([node.name for node in nodes] for nodes in placeholders)
     if given != now:
