@@ -61,7 +61,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class OnnxReport:
-    """A file; `bytes` includes external data, `opset` is that of the standard operators."""
+    """A file that was written; `bytes` includes external data, `opset` is the standard one's."""
 
     path: str
     bytes: int

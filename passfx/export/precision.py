@@ -81,7 +81,7 @@ class LowerPrecision(FilePass):
     accuracy: float | None = None
 
     def rewrite(self, model: ir.Model) -> tuple[list[Rewrite], list[Refusal]]:
-        """One rewrite for the whole model, none if nothing was converted.
+        """One rewrite for the whole model or none; a refusal for each that stays in float32.
 
         Raises:
             ExportError: the target has no kernels for the format, or nothing can be converted.

@@ -51,7 +51,7 @@ def convert(
             "torchvision:NAME", "file.pt2"), or a model, whose inputs are then `args` and `kwargs`.
         path: the file to write.
         arguments, weights, input_shapes: for a source: the factory's arguments, a state dict to
-            load, and "[NAME:]1x3x224x224" for each random input.
+            load (.safetensors, or .pt/.pth), and "[NAME:]1x3x224x224" for each random input.
         dynamic_batch: the first axis of every input may vary.
         dynamic_axes: the axes of each input (a parameter of `forward`) that may vary.
         dynamic_shapes: both in `torch.export.export`'s own form, instead of them.
