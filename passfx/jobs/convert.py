@@ -87,4 +87,5 @@ def convert_source(
     from passfx.jobs.export import export_file
 
     settings.check(path, plan.target)
-    return export_file(optimize_source(spec, plan, progress), path, settings, progress)
+    found = optimize_source(spec, plan, progress)
+    return export_file(found.module, found.captured, found.report, path, settings, progress)

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+from torch.fx import GraphModule
 
 from passfx.capture.program import Captured
 from passfx.errors import ExportError
@@ -19,7 +20,6 @@ from passfx.export.precision import LowerPrecision
 from passfx.export.settings import HALVES, ExportSettings
 from passfx.files import writing
 from passfx.graph.query import dtype_name, tensor
-from passfx.jobs.optimize import Optimized
 from passfx.pipeline import Progress, silent
 from passfx.record import TensorInfo
 from passfx.report.build import file_report, halved, timed
@@ -30,10 +30,17 @@ from passfx.target import Target, find_target
 
 
 def export_file(
-    optimized: Optimized, path: Path, settings: ExportSettings, progress: Progress = silent
+    module: GraphModule,
+    captured: Captured,
+    report: Report,
+    path: Path,
+    settings: ExportSettings,
+    progress: Progress = silent,
 ) -> Report:
-    """Write a file, and prove it before it takes its place; `Optimized.export` says more."""
-    report, captured = optimized.report, optimized.captured
+    """Write a rewritten graph, and prove the file before it takes its place.
+
+    `report` is that of the graph; `Optimized.export` says more.
+    """
     target = find_target(report.target)
     settings.check(path, target)
     if settings.precision != "fp32":
@@ -44,7 +51,7 @@ def export_file(
     progress("export")
     with writing(path), ExitStack() as stack:
         with timed(seconds, "export"):
-            model = export_onnx(optimized.module, captured, settings)
+            model = export_onnx(module, captured, settings)
             passes = [item.run(model) for item in _file_passes(model, captured, settings, target)]
             written, summary = stack.enter_context(staged(model, path))
         report = file_report(report, settings, passes, summary, seconds)
@@ -70,15 +77,14 @@ def _file_passes(
 
 
 def verify_file(
-    optimized: Optimized, path: Path, *, rtol: float | None = None, seed: int = 0
+    captured: Captured, report: Report, path: Path, rtol: float | None, seed: int
 ) -> Report:
     """Prove a file against a captured model; `Optimized.verify` says more."""
     summary = summarize(path)
-    precision = _file_precision(path, optimized.captured)
-    _check_signature(path, optimized.report, precision)
-    report = replace(optimized.report, precision=precision, onnx=summary)
-    settings = ExportSettings(precision, rtol=rtol, seed=seed)
-    return _proven(report, optimized.captured, path, settings)
+    precision = _file_precision(path, captured)
+    _check_signature(path, report, precision)
+    report = replace(report, precision=precision, onnx=summary)
+    return _proven(report, captured, path, ExportSettings(precision, rtol=rtol, seed=seed))
 
 
 def _proven(report: Report, captured: Captured, path: Path, settings: ExportSettings) -> Report:

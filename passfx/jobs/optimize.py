@@ -96,7 +96,7 @@ class Optimized:
             precision, opset, epilogues, fp16_io, accuracy, calibration, verify, rtol, seed,
             input_names, output_names,
         )  # fmt: skip
-        return export_file(self, Path(path), settings, progress)
+        return export_file(self.module, self.captured, self.report, Path(path), settings, progress)
 
     def verify(
         self, path: str | PathLike[str], *, rtol: float | None = None, seed: int = 0
@@ -115,7 +115,7 @@ class Optimized:
         """
         from passfx.jobs.export import verify_file
 
-        return verify_file(self, Path(path), rtol=rtol, seed=seed)
+        return verify_file(self.captured, self.report, Path(path), rtol, seed)
 
 
 def optimize(
