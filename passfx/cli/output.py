@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from passfx.files import check_writable, write_text
 
 if TYPE_CHECKING:
+    from passfx.report.bench import BenchReport
     from passfx.report.model import Report
 
 _FILE_WIDTH = 160  # columns of a table in a file or a pipe
@@ -46,17 +47,13 @@ class Output:
         with self.errors.status("load") as status:
             yield status.update
 
-    def write(self, report: "Report") -> None:
+    def write(self, report: "Report | BenchReport") -> None:
         """The report, as `--json` and `--report` ask for it; a file whole or not at all."""
-        from passfx.report.html import to_html
-
-        self.write_html(lambda: to_html(report))
-        self.write_json(report.to_dict())
-
-    def write_html(self, page: Callable[[], str]) -> None:
-        """A page, as `--report` asks for it."""
         if self._html_path is not None:
-            write_text(self._html_path, page())
+            from passfx.report.html import to_html
+
+            write_text(self._html_path, to_html(report))
+        self.write_json(report.to_dict())
 
     def write_json(self, found: dict[str, Any]) -> None:
         """Plain values, as `--json` asks for them."""
