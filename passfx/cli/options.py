@@ -51,7 +51,7 @@ def _parse_batches(text: str) -> list[int]:
     return sizes
 
 
-def _parse_names(text: str) -> list[str] | None:
+def _names(text: str) -> list[str] | None:
     return text.split(",") if text else None
 
 
@@ -81,8 +81,7 @@ SOURCE = Group(source_spec, (
     SEED,
 ))  # fmt: skip
 _PASSES = (
-    option("--target", type=click.Choice(list(TARGETS)), default=CPU.name,
-        help="What the model is for."),
+    option("--target", type=click.Choice(TARGETS), default=CPU.name, help="What the model is for."),
     option("--skip", multiple=True, metavar="PASS", help="Leave a pass out; repeatable."),
     option("--only", multiple=True, metavar="PASS", help="Run only this pass; repeatable."),
 )  # fmt: skip
@@ -102,15 +101,13 @@ EXPORT = Group(ExportSettings, (
         help="Write conv + bias + shortcut + relu as one FusedConv, which only ONNX Runtime runs.  "
         "[default: for --target cuda in fp32]"),
     RTOL,
-    option("--input-names", type=_parse_names, metavar="A,B",
-        help="Names of the inputs in the file."),
-    option("--output-names", type=_parse_names, metavar="A,B",
-        help="Names of the outputs in the file."),
+    option("--input-names", type=_names, metavar="A,B", help="Names of the inputs in the file."),
+    option("--output-names", type=_names, metavar="A,B", help="Names of the outputs in the file."),
     _VERIFY,
     SEED,
 ))  # fmt: skip
 RUNTIME = (
-    option("--provider", type=click.Choice(list(TARGETS)), default=CPU.name,
+    option("--provider", type=click.Choice(TARGETS), default=CPU.name,
         help="Of ONNX Runtime, and the device of PyTorch."),
     option("--device", type=click.IntRange(min=0), default=0, help="Number of the GPU."),
     option("--batch", "batches", type=_parse_batches, metavar="1,8,32",

@@ -26,7 +26,6 @@ class Output:
 
         self._json_path = json_path
         self._html_path = html_path
-        self._quiet = quiet
         self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
         is_alone = json_path == "-"
         self.console = Console(
@@ -41,7 +40,7 @@ class Output:
     @contextmanager
     def progress(self) -> Iterator[Callable[[str], None]]:
         """Tell the stage on stderr while it runs; silent where that is no terminal."""
-        if self._quiet or not self.errors.is_terminal:
+        if self.console.quiet or not self.errors.is_terminal:
             yield lambda _: None
             return
         with self.errors.status("load") as status:
@@ -59,19 +58,11 @@ class Output:
         """Plain values, as `--json` asks for them."""
         if self._json_path is None:
             return
-        text = json.dumps(_finite(found), indent=2, allow_nan=False, default=str) + "\n"
+        # JSON has no infinity and no NaN; a report says them as strings.
+        text = json.dumps(found, default=str)
+        plain = json.loads(text, parse_constant=lambda name: str(float(name)))
+        text = json.dumps(plain, indent=2, allow_nan=False) + "\n"
         if self._json_path == "-":
             sys.stdout.write(text)
         else:
             write_text(Path(self._json_path), text)
-
-
-def _finite(item: Any) -> Any:
-    """JSON has no infinity and no NaN; a report says them as strings."""
-    if isinstance(item, dict):
-        return {key: _finite(value) for key, value in item.items()}
-    if isinstance(item, list | tuple):
-        return [_finite(value) for value in item]
-    if isinstance(item, float) and item - item != 0:
-        return str(item)
-    return item

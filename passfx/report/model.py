@@ -49,10 +49,8 @@ class Report:
         for item in fields["passes"]:
             for refusal in item["refusals"]:
                 del refusal["undone"]
-        return {name: fields[name] for name in _KEYS}
-
-
-_KEYS = (
-    *("passfx", "source", "target", "precision", "opset", "inputs", "outputs"),
-    *("graph", "shortcuts", "passes", "parity", "onnx", "seconds"),
-)
+        keys = (
+            *("passfx", "source", "target", "precision", "opset", "inputs", "outputs"),
+            *("graph", "shortcuts", "passes", "parity", "onnx", "seconds"),
+        )
+        return {name: fields[name] for name in keys}

@@ -1,10 +1,10 @@
 """Example inputs: their shapes as the user writes them, random values, dynamic axes."""
 
 import ast
-import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,11 +48,9 @@ def parse_argument(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise SourceError(f"the argument {text!r} is not of the form key=value")
-    words = {"true": True, "false": False, "none": None}
-    if value.lower() in words:
-        return key, words[value.lower()]
+    words = {"true": "True", "false": "False", "none": "None"}
     try:
-        return key, ast.literal_eval(value)
+        return key, ast.literal_eval(words.get(value.lower(), value))
     except (ValueError, SyntaxError):
         return key, value
 
@@ -68,12 +66,10 @@ def random_inputs(
     model: torch.nn.Module | ExportedProgram, shapes: Sequence[InputShape], seed: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Normally distributed inputs in the model's own floating dtype."""
-    generator = torch.Generator().manual_seed(seed)
-    floating = [item.dtype for item in model.parameters() if item.dtype.is_floating_point]
-    dtype = floating[0] if floating else torch.float32
-    drawn = [
-        (shape.name, torch.randn(shape.sizes, generator=generator).to(dtype)) for shape in shapes
-    ]
+    random = torch.Generator().manual_seed(seed)
+    dtypes = (item.dtype for item in model.parameters() if item.dtype.is_floating_point)
+    dtype = next(dtypes, torch.float32)
+    drawn = [(item.name, torch.randn(item.sizes, generator=random).to(dtype)) for item in shapes]
     args = tuple(item for name, item in drawn if name is None)
     return args, {name: item for name, item in drawn if name is not None}
 
@@ -106,6 +102,4 @@ def dynamic_shapes(
                 raise SourceError(f"input {name!r} has {item.ndim} axes, so none is number {axis}")
         return dict.fromkeys(sorted(varying), Dim.DYNAMIC)
 
-    return {
-        name: pytree.tree_map(functools.partial(spec, name), item) for name, item in inputs.items()
-    }
+    return {name: pytree.tree_map(partial(spec, name), item) for name, item in inputs.items()}

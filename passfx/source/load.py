@@ -24,7 +24,6 @@ _FORMS: tuple[tuple[Callable[[str], bool], Callable[[str, Arguments], Loaded]], 
     (lambda text: text.startswith("torchvision:"), torchvision_model),
     (lambda text: True, factory_model),
 )
-_ZOOS = ("timm:", "torchvision:")
 
 
 def load_source(spec: SourceSpec) -> Source:
@@ -39,8 +38,8 @@ def load_source(spec: SourceSpec) -> Source:
     if not isinstance(spec.source, str):
         if spec.arguments or spec.weights or spec.input_shapes:
             raise SourceError("arguments, weights and input_shapes are for a source, not a model")
-        name = type(spec.source).__name__
-        source = Source(name, spec.source, tuple(spec.args), dict(spec.kwargs or {}))
+        args, kwargs = tuple(spec.args), dict(spec.kwargs or {})
+        source = Source(type(spec.source).__name__, spec.source, args, kwargs)
     elif spec.args or spec.kwargs:
         raise SourceError(f"args and kwargs are for a model; {spec.source} takes input_shapes")
     else:
@@ -68,9 +67,9 @@ def _load(spec: SourceSpec, text: str) -> Source:
     if isinstance(model, ExportedProgram):
         return Source(text, model)
     if declared is None:
-        beside = "" if text.startswith(_ZOOS) else ", or define example_inputs() beside the factory"
+        hint = ", or define example_inputs() beside the factory" if load is factory_model else ""
         raise SourceError(
-            f"{text} declares no example inputs: give --input-shape 1x3x224x224{beside}"
+            f"{text} declares no example inputs: give --input-shape 1x3x224x224{hint}"
         )
     given = call(declared, f"example_inputs() of {text}") if callable(declared) else declared
     return Source(text, model, *as_inputs(given))

@@ -55,12 +55,9 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
     except SafetensorError as error:
         raise SourceError(f"{path} is not a safetensors file: {error}") from error
     except Exception as error:  # a damaged file makes torch.load raise anything
-        pickled = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error)
-        problem = (
-            "holds Python objects, and loading those could run any code"
-            if pickled
-            else f"cannot be read by torch.load ({type(error).__name__})"
-        )
+        problem = f"cannot be read by torch.load ({type(error).__name__})"
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            problem = "holds Python objects, and loading those could run any code"
         raise SourceError(
             f"{path} {problem}; save the weights with torch.save(model.state_dict(), ...)"
         ) from error

@@ -30,7 +30,9 @@ def zoo(name: str) -> Any:
         ) from error
 
 
-def unknown(zoo: str, name: str, known: Sequence[str]) -> str:
-    """The sentence about a name that a zoo does not have."""
-    close = difflib.get_close_matches(name, known, 3)
-    return f"{zoo} has no model {name!r}" + (f"; did you mean {', '.join(close)}?" if close else "")
+def unknown(zoo: str, name: str, known: Sequence[str]) -> SourceError:
+    """The error of a name that a zoo does not have."""
+    close = ", ".join(difflib.get_close_matches(name, known, 3))
+    return SourceError(
+        f"{zoo} has no model {name!r}" + (f"; did you mean {close}?" if close else "")
+    )
