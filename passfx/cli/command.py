@@ -24,9 +24,7 @@ def option(*names: str, **settings: Any) -> click.Option:
 
 def without(name: str, help: str) -> click.Option:
     """A flag `--no-NAME`, which makes NAME false."""
-    return option(
-        f"--no-{name}", name, is_flag=True, callback=lambda _, __, given: not given, help=help
-    )
+    return option(f"--no-{name}", name, is_flag=True, callback=lambda _, __, on: not on, help=help)
 
 
 @dataclass(frozen=True)

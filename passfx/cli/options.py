@@ -1,7 +1,7 @@
 """The options that commands share; what is heavy is imported when a value is made of them."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,15 +12,11 @@ from passfx.export.settings import OPSETS, PRECISIONS, ExportSettings
 from passfx.source.spec import SourceSpec
 from passfx.target import CPU, TARGETS
 
-if TYPE_CHECKING:
-    from passfx.pipeline import Plan
-
 MODEL = click.Argument(["model"], type=FILE, metavar="MODEL.onnx")
 QUIET = option("-q", "--quiet", is_flag=True, help="Print errors only.")
 SEED = option("--seed", type=int, default=0, help="Seed of random weights, inputs and samples.")
-RTOL = option("--rtol", type=click.FloatRange(min=0),
-    help="Relative error tolerated beyond twice the model's own.  [default: 1e-6; fp16 1e-2, "
-    "bf16 8e-2]")  # fmt: skip
+RTOL = option("--rtol", type=click.FloatRange(min=0), help="Relative error tolerated beyond twice "
+    "the model's own.  [default: 1e-6; fp16 1e-2, bf16 8e-2]")  # fmt: skip
 WEIGHTS = option("--weights", type=FILE, metavar="FILE",
     help="State dict to load: .safetensors, or .pt/.pth.")  # fmt: skip
 ARGUMENTS = option("--arg", "arguments", multiple=True, metavar="KEY=VALUE",
@@ -63,12 +59,6 @@ def _numbers(text: str) -> list[int]:
         return []
 
 
-def _plan(target: str, skip: Sequence[str], only: Sequence[str], verify: bool = True) -> "Plan":
-    from passfx.pipeline import Plan
-
-    return Plan.of(target, skip, only or None, verify)
-
-
 SOURCE = Group(source_spec, (
     click.Argument(["source"]),
     WEIGHTS,
@@ -81,12 +71,14 @@ SOURCE = Group(source_spec, (
     SEED,
 ))  # fmt: skip
 _PASSES = (
-    option("--target", type=click.Choice(TARGETS), default=CPU.name, help="What the model is for."),
+    option("--target", type=click.Choice(TARGETS), default=CPU.name,
+        callback=lambda _, __, name: TARGETS[name], help="What the model is for."),
     option("--skip", multiple=True, metavar="PASS", help="Leave a pass out; repeatable."),
-    option("--only", multiple=True, metavar="PASS", help="Run only this pass; repeatable."),
+    option("--only", multiple=True, metavar="PASS", callback=lambda _, __, names: names or None,
+        help="Run only this pass; repeatable."),
 )  # fmt: skip
-PLAN = Group(_plan, (*_PASSES, _VERIFY))
-PROVEN_PLAN = Group(_plan, _PASSES)
+PLAN = Group("passfx.pipeline:Plan", (*_PASSES, _VERIFY))
+PROVEN_PLAN = Group("passfx.pipeline:Plan", _PASSES)
 EXPORT = Group(ExportSettings, (
     option("--opset", type=int, default=CPU.opset,
         help=f"ONNX operator set, {OPSETS[0]} to {OPSETS[-1]}."),
@@ -97,9 +89,8 @@ EXPORT = Group(ExportSettings, (
         help="Relative error that one operator may add by half precision; others stay in fp32."),
     option("--calibration", type=FILE, metavar="FILE.npz",
         help="Samples of each input, for the ranges of half precision."),
-    option("--epilogues/--no-epilogues", default=None,
-        help="Write conv + bias + shortcut + relu as one FusedConv, which only ONNX Runtime runs.  "
-        "[default: for --target cuda in fp32]"),
+    option("--epilogues/--no-epilogues", default=None, help="Write conv + bias + shortcut + relu "
+        "as one FusedConv, which only ONNX Runtime runs.  [default: for --target cuda in fp32]"),
     RTOL,
     option("--input-names", type=_names, metavar="A,B", help="Names of the inputs in the file."),
     option("--output-names", type=_names, metavar="A,B", help="Names of the outputs in the file."),

@@ -24,8 +24,7 @@ class Output:
     ) -> None:
         from rich.console import Console
 
-        self._json_path = json_path
-        self._html_path = html_path
+        self._json_path, self._html_path = json_path, html_path
         self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
         is_alone = json_path == "-"
         self.console = Console(

@@ -18,9 +18,8 @@ _SETTINGS = Group("passfx.runtime.tune:TuneSettings", (
         help="Of measuring; opening and warming up sessions come on top."),
     option("--allow-fp16", is_flag=True,
         help="Try half precision too, where the provider has kernels for it (cuda)."),
-    option("--rtol", type=click.FloatRange(min=0),
-        help="Relative error tolerated, from the file on the CPU.  [default: 1e-4; TF32, fp16 "
-        "1e-2]"),
+    option("--rtol", type=click.FloatRange(min=0), help="Relative error tolerated, from the file "
+        "on the CPU.  [default: 1e-4; TF32, fp16 1e-2]"),
     SEED,
 ))  # fmt: skip
 

@@ -71,9 +71,7 @@ def halved(infos: tuple[TensorInfo, ...], precision: str) -> tuple[TensorInfo, .
     return tuple(replace(info, dtype=half) if info.dtype == "float32" else info for info in infos)
 
 
-def _describe(
-    nodes: Sequence[Any], names: Sequence[str], captured: Captured
-) -> tuple[TensorInfo, ...]:
+def _describe(nodes: list[Any], names: Sequence[str], captured: Captured) -> tuple[TensorInfo, ...]:
     def size_of(size: int | torch.SymInt) -> int | str:
         return size if isinstance(size, int) else captured.dim_name(str(size))
 

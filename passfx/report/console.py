@@ -55,13 +55,11 @@ def print_inspection(console: Console, report: Report) -> None:
             shape = " × ".join(map(str, info.shape)) or "scalar"
             console.print(f"{what:<13}{info.name}: {info.dtype} {shape}")
     console.print(_cost_table(report))
-    for shortcut in report.shortcuts:
-        place = _place(shortcut.module, shortcut.merge)
-        state = ", collapsible" if shortcut.collapsible else ""
-        console.print(
-            f"{shortcut.kind} at {place}, {shortcut.merge_op} from {shortcut.fork}{state}"
-        )
-        for what, names in (("path", shortcut.path), ("body", shortcut.body)):
+    for item in report.shortcuts:
+        place = _place(item.module, item.merge)
+        state = ", collapsible" if item.collapsible else ""
+        console.print(f"{item.kind} at {place}, {item.merge_op} from {item.fork}{state}")
+        for what, names in (("path", item.path), ("body", item.body)):
             if names:
                 shown = names if len(names) <= 8 else (names[0], "…", names[-1], f"({len(names)})")
                 console.print(f"  {what}  {' '.join(shown)}")

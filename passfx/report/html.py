@@ -16,5 +16,4 @@ def to_html(report: Report | BenchReport) -> str:
     name = "bench" if isinstance(report, BenchReport) else "report"
     environment = Environment(loader=PackageLoader("passfx", "report"), autoescape=True)
     environment.globals |= {"count": format_count, "bytes": format_bytes, "cells": bench_cells}
-    template = environment.get_template(f"{name}.html.j2")
-    return template.render(report=report, version=__version__)
+    return environment.get_template(f"{name}.html.j2").render(report=report, version=__version__)

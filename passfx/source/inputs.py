@@ -2,7 +2,7 @@
 
 import ast
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from passfx.errors import SourceError
-from passfx.source.spec import Source
+from passfx.source.spec import Source, SourceSpec
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,7 @@ def random_inputs(
     return args, {name: item for name, item in drawn if name is not None}
 
 
-def dynamic_shapes(
-    source: Source, batch: bool, axes: Mapping[str, Sequence[int]]
-) -> dict[str, Any]:
+def dynamic_shapes(source: Source, given: SourceSpec) -> dict[str, Any]:
     """`torch.export`'s form of "these axes of these inputs may vary"."""
     if isinstance(source.model, ExportedProgram):
         raise SourceError(
@@ -89,6 +87,7 @@ def dynamic_shapes(
         raise SourceError(
             f"{source.name} does not take these inputs: {error}; it takes {signature}"
         ) from error
+    axes = given.dynamic_axes or {}
     for name in axes:
         if name not in inputs:
             raise SourceError(f"there is no input {name!r}; the inputs are {', '.join(inputs)}")
@@ -96,7 +95,7 @@ def dynamic_shapes(
     def spec(name: str, item: Any) -> dict[int, Any] | None:
         if not isinstance(item, torch.Tensor):
             return None
-        varying = {*axes.get(name, ()), *([0] if batch and item.ndim else [])}
+        varying = {*axes.get(name, ()), *([0] if given.dynamic_batch and item.ndim else [])}
         for axis in varying:
             if not 0 <= axis < item.ndim:
                 raise SourceError(f"input {name!r} has {item.ndim} axes, so none is number {axis}")

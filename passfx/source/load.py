@@ -17,12 +17,11 @@ from passfx.source.timm import timm_model
 from passfx.source.torchvision import torchvision_model
 from passfx.source.weights import load_weights
 
-# Which sources are of a form, and what loads them.
+# Which sources are of a form, and what loads them; all others are factories.
 _FORMS: tuple[tuple[Callable[[str], bool], Callable[[str, Arguments], Loaded]], ...] = (
     (lambda text: text.endswith(".pt2"), load_program),
     (lambda text: text.startswith("timm:"), timm_model),
     (lambda text: text.startswith("torchvision:"), torchvision_model),
-    (lambda text: True, factory_model),
 )
 
 
@@ -50,13 +49,12 @@ def load_source(spec: SourceSpec) -> Source:
         return replace(source, dynamic_shapes=spec.dynamic_shapes)
     if spec.dynamic_shapes:
         raise SourceError("dynamic_shapes stands instead of dynamic_batch and dynamic_axes")
-    shapes = dynamic_shapes(source, spec.dynamic_batch, spec.dynamic_axes or {})
-    return replace(source, dynamic_shapes=shapes)
+    return replace(source, dynamic_shapes=dynamic_shapes(source, spec))
 
 
 def _load(spec: SourceSpec, text: str) -> Source:
     shapes = [parse_input_shape(shape) for shape in spec.input_shapes]
-    load = next(load for matches, load in _FORMS if matches(text))
+    load = next((load for matches, load in _FORMS if matches(text)), factory_model)
     model, declared = load(text, spec.arguments or {})
     if isinstance(model, ExportedProgram) and (spec.arguments or spec.weights):
         raise SourceError(f"{text} is a finished program: it takes no --arg and no --weights")
