@@ -124,7 +124,7 @@ def format_bytes(count: int) -> str:
 
 
 def format_count(count: int, unit: str = "", digits: int = 2) -> str:
-    """A count to four digits: "11.69 M", "1.81 G"."""
+    """A count to four digits: "11.69 M", "1.81 G"; of a unit, with `digits` decimals."""
     for factor, prefix in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if count >= factor:
             return f"{count / factor:.{digits}f} {prefix}{unit}"
