@@ -56,10 +56,9 @@ class Command(click.Command):
         except Exception as error:
             if debug:
                 traceback.print_exc()
-            message = (
-                str(error) if isinstance(error, PassfxError | PassError) else named_line(error)
-            )
+            message = str(error)
             if not isinstance(error, PassfxError):
+                message = message if isinstance(error, PassError) else named_line(error)
                 message += ". This is a bug in passfx"
                 message += "" if debug else "; --debug shows the traceback"
             click.echo(f"error: {message}", err=True)
