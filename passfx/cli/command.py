@@ -4,8 +4,9 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from itertools import chain
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import click
@@ -21,6 +22,11 @@ def option(*names: str, **settings: Any) -> click.Option:
     return click.Option(names, show_default=settings.get("default") is not None, **settings)
 
 
+def without(name: str, help: str) -> click.Option:
+    """A flag `--no-NAME`, which makes NAME false."""
+    return option(f"--no-{name}", name, is_flag=True, callback=lambda _, __, on: not on, help=help)
+
+
 @dataclass(frozen=True)
 class Group:
     """Options that belong together, and what makes one value of them, given by their names.
@@ -33,10 +39,7 @@ class Group:
 
     def value(self, given: dict[str, Any]) -> Any:
         """The value of the options that were given."""
-        build = self.build
-        if isinstance(build, str):
-            module, _, name = build.partition(":")
-            build = getattr(import_module(module), name)
+        build = resolve_name(self.build) if isinstance(self.build, str) else self.build
         return build(**{str(item.name): given[str(item.name)] for item in self.options})
 
 
@@ -62,34 +65,27 @@ class Command(click.Command):
             sys.exit(1 if isinstance(error, VerificationError) else 2)
 
 
-def command(
-    *own: click.Parameter | str, **groups: Group
-) -> Callable[[Callable[..., None]], click.Command]:
+_DEBUG = option("--debug", is_flag=True, help="Show the traceback of an error.")
+
+
+def command(**places: Group | click.Parameter) -> Callable[[Callable[..., None]], click.Command]:
     """Make a command of a function, whose docstring is its help.
 
     Args:
-        own: its own parameters. A group's name stands where the group is in the help; the other
-            groups follow.
-        groups: the function gets the value of each under its name. Options that two groups share
-            are given once, and to both.
+        places: parameters and groups, in the order of the help; the function gets the value of
+            each under its name. Options that two groups share are given once, and to both.
     """
-    parameters: dict[str | None, click.Parameter] = {}
-    for place in (*own, *(name for name in groups if name not in own)):
-        found = groups[place].options if isinstance(place, str) else [place]
-        parameters |= {item.name: item for item in found}
-    debug = option("--debug", is_flag=True, help="Show the traceback of an error.")
+    listed = [place.options if isinstance(place, Group) else [place] for place in places.values()]
+    params = list(dict.fromkeys((*chain.from_iterable(listed), _DEBUG)))
 
     def decorate(function: Callable[..., None]) -> click.Command:
         def run(**given: Any) -> None:
-            values = {name: group.value(given) for name, group in groups.items()}
-            alone = [str(item.name) for item in own if isinstance(item, click.Parameter)]
-            function(**values, **{name: given[name] for name in alone})
+            values = {
+                name: place.value(given) if isinstance(place, Group) else given[name]
+                for name, place in places.items()
+            }
+            function(**values)
 
-        return Command(
-            function.__name__,
-            callback=run,
-            params=[*parameters.values(), debug],
-            help=function.__doc__,
-        )
+        return Command(function.__name__, callback=run, params=params, help=function.__doc__)
 
     return decorate

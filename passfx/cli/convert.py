@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _OUTPUT = option("-o", "--output", type=FILE, required=True, help="The file to write.")
 
 
-@command("spec", _OUTPUT, spec=SOURCE, settings=EXPORT, plan=PLAN, out=OUTPUT)
+@command(spec=SOURCE, output=_OUTPUT, settings=EXPORT, plan=PLAN, out=OUTPUT)
 def convert(
     spec: SourceSpec, plan: "Plan", output: Path, settings: ExportSettings, out: Output
 ) -> None:

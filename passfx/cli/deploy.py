@@ -18,26 +18,23 @@ if TYPE_CHECKING:
 
 _TRITON = option("--triton", "repository", type=FILE, required=True, metavar="DIR",
     help="The model repository to write into; made where it does not exist.")  # fmt: skip
-_PROVIDER = option("--provider", type=click.Choice(list(TARGETS)),
+_PROVIDER = option("--provider", type=click.Choice(TARGETS),
     help="Where it runs.  [default: as it was tuned, else cuda]")  # fmt: skip
-_SETTINGS = Group(
-    "passfx.export.triton:TritonSettings",
-    (
-        option("--name", help="Of the model in Triton.  [default: the name of the file]"),
-        option("--version", type=click.IntRange(min=1), default=1,
-            help="A version that exists is never overwritten."),
-        option("--max-batch-size", type=click.IntRange(min=0),
-            help="Of the dynamic batcher; 0 turns it off.  [default: 0 for a fixed batch, else "
-            "32]"),
-        option("--max-queue-delay", type=click.IntRange(min=0), default=100,
-            metavar="MICROSECONDS", help="How long a request may wait for others."),
-        option("--instances", type=click.IntRange(min=1), default=1,
-            help="Copies of the model on each GPU, or on the CPU."),
-    ),
-)  # fmt: skip
+_SETTINGS = Group("passfx.export.triton:TritonSettings", (
+    option("--name", help="Of the model in Triton.  [default: the name of the file]"),
+    option("--version", type=click.IntRange(min=1), default=1,
+        help="A version that exists is never overwritten."),
+    option("--max-batch-size", type=click.IntRange(min=0), help="Of the dynamic batcher; 0 turns "
+        "it off.  [default: 0 for a fixed batch, else 32]"),
+    option("--max-queue-delay", type=click.IntRange(min=0), default=100, metavar="MICROSECONDS",
+        help="How long a request may wait for others."),
+    option("--instances", type=click.IntRange(min=1), default=1,
+        help="Copies of the model on each GPU, or on the CPU."),
+))  # fmt: skip
+_OUTPUT = Group(Output, (QUIET,))
 
 
-@command(MODEL, _TRITON, _PROVIDER, settings=_SETTINGS, out=Group(Output, (QUIET,)))
+@command(model=MODEL, repository=_TRITON, provider=_PROVIDER, settings=_SETTINGS, out=_OUTPUT)
 def deploy(
     model: Path, repository: Path, provider: str | None, settings: "TritonSettings", out: Output
 ) -> None:
@@ -53,15 +50,11 @@ def deploy(
         raise ExportError(f"the file {model} does not exist")
     sidecar = read_sidecar(model)
     tuned = sidecar if sidecar and provider in (None, sidecar.options.provider) else None
+    if tuned:
+        provider, options = tuned.options.provider, tuned.options.differences()
+        settings = replace(settings, options=options, batches=tuned.batches)
     name = settings.name or re.sub(r"[^A-Za-z0-9_.-]", "_", model.stem)
     settings = replace(settings, name=name, provider=provider or CUDA.name)
-    if tuned:
-        settings = replace(
-            settings,
-            provider=tuned.options.provider,
-            options=tuned.options.differences(),
-            batches=tuned.batches,
-        )
     written = write_triton(tuned.model_path if tuned else model, repository, settings)
     for path in written.files:
         out.console.print(f"Written      {path}")

@@ -8,10 +8,7 @@ import click
 from passfx.target import CUDA
 
 _PACKAGES = (
-    ("torch", "pip install torch"),
-    ("onnx", "pip install onnx"),
-    ("onnxscript", "pip install onnxscript"),
-    ("safetensors", "pip install safetensors"),
+    *((name, f"pip install {name}") for name in ("torch", "onnx", "onnxscript", "safetensors")),
     ("tritonclient", "for passfx deploy: pip install 'passfx[triton]'"),
     ("timm", "for timm:NAME sources: pip install 'passfx[zoo]'"),
     ("torchvision", "for torchvision:NAME sources: pip install 'passfx[zoo]'"),

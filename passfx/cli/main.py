@@ -38,6 +38,7 @@ class _Commands(click.Group):
 
 @click.group(
     cls=_Commands,
+    commands=[convert, inspect, verify, tune, bench, deploy, passes, doctor],
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -58,7 +59,3 @@ def main(context: click.Context) -> None:
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-for command in (convert, inspect, verify, tune, bench, deploy, passes, doctor):
-    main.add_command(command)

@@ -1,42 +1,35 @@
 """The options that commands share; what is heavy is imported when a value is made of them."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
-from passfx.cli.command import ABOVE_ZERO, FILE, Group, option
+from passfx.cli.command import ABOVE_ZERO, FILE, Group, option, without
 from passfx.cli.output import Output
 from passfx.errors import SourceError
 from passfx.export.settings import OPSETS, PRECISIONS, ExportSettings
 from passfx.source.spec import SourceSpec
 from passfx.target import CPU, TARGETS
 
-if TYPE_CHECKING:
-    from passfx.pipeline import Plan
-
 MODEL = click.Argument(["model"], type=FILE, metavar="MODEL.onnx")
 QUIET = option("-q", "--quiet", is_flag=True, help="Print errors only.")
 SEED = option("--seed", type=int, default=0, help="Seed of random weights, inputs and samples.")
-RTOL = option("--rtol", type=click.FloatRange(min=0),
-    help="Relative error tolerated beyond twice the model's own.  [default: 1e-6; fp16 1e-2, "
-    "bf16 8e-2]")  # fmt: skip
+RTOL = option("--rtol", type=click.FloatRange(min=0), help="Relative error tolerated beyond twice "
+    "the model's own.  [default: 1e-6; fp16 1e-2, bf16 8e-2]")  # fmt: skip
 WEIGHTS = option("--weights", type=FILE, metavar="FILE",
     help="State dict to load: .safetensors, or .pt/.pth.")  # fmt: skip
 ARGUMENTS = option("--arg", "arguments", multiple=True, metavar="KEY=VALUE",
     help="Argument of the factory; repeatable.")  # fmt: skip
-_NO_VERIFY = option("--no-verify", is_flag=True, help="Do not prove the rewrites nor run the file.")
+_VERIFY = without("verify", "Do not prove the rewrites nor run the file.")
 
 
-def _source_spec(
-    arguments: tuple[str, ...], dynamic_axes: tuple[str, ...], **given: Any
-) -> SourceSpec:
+def source_spec(arguments: Sequence[str], dynamic_axes: Sequence[str], **given: Any) -> SourceSpec:
+    """The value of the options about a source; every other field of it is given as it is."""
     from passfx.source.inputs import parse_argument
 
-    return SourceSpec(
-        arguments=dict(map(parse_argument, arguments)),
-        dynamic_axes=dict(map(_parse_dynamic, dynamic_axes)),
-        **given,
-    )
+    named, axes = dict(map(parse_argument, arguments)), dict(map(_parse_dynamic, dynamic_axes))
+    return SourceSpec(arguments=named, dynamic_axes=axes, **given)
 
 
 def _parse_dynamic(text: str) -> tuple[str, list[int]]:
@@ -47,11 +40,15 @@ def _parse_dynamic(text: str) -> tuple[str, list[int]]:
     return name, parsed
 
 
-def _parse_batches(_: click.Context, __: click.Parameter, text: str | None) -> list[int] | None:
-    sizes = None if text is None else _numbers(text)
-    if sizes is not None and min(sizes, default=0) < 1:
+def _parse_batches(text: str) -> list[int]:
+    sizes = _numbers(text)
+    if min(sizes, default=0) < 1:
         raise click.BadParameter(f"{text!r} is not of the form 1,8,32")
     return sizes
+
+
+def _names(text: str) -> list[str] | None:
+    return text.split(",") if text else None
 
 
 def _numbers(text: str) -> list[int]:
@@ -62,93 +59,62 @@ def _numbers(text: str) -> list[int]:
         return []
 
 
-SOURCE = Group(
-    _source_spec,
-    (
-        click.Argument(["source"]),
-        WEIGHTS,
-        ARGUMENTS,
-        option("--input-shape", "input_shapes", multiple=True, metavar="[NAME:]1x3x224x224",
-            help="A random input of this shape; repeatable, one for each input."),
-        option("--dynamic-batch", is_flag=True, help="Let the first axis of every input vary."),
-        option("--dynamic", "dynamic_axes", multiple=True, metavar="NAME:0,2,3",
-            help="Let these axes of an input vary; repeatable."),
-        SEED,
-    ),
-)  # fmt: skip
-
-
-def _plan(
-    target: str, skip: tuple[str, ...], only: tuple[str, ...], no_verify: bool = False
-) -> "Plan":
-    from passfx.pipeline import Plan
-
-    return Plan.of(target, skip, only or None, not no_verify)
-
-
+SOURCE = Group(source_spec, (
+    click.Argument(["source"]),
+    WEIGHTS,
+    ARGUMENTS,
+    option("--input-shape", "input_shapes", multiple=True, metavar="[NAME:]1x3x224x224",
+        help="A random input of this shape; repeatable, one for each input."),
+    option("--dynamic-batch", is_flag=True, help="Let the first axis of every input vary."),
+    option("--dynamic", "dynamic_axes", multiple=True, metavar="NAME:0,2,3",
+        help="Let these axes of an input vary; repeatable."),
+    SEED,
+))  # fmt: skip
 _PASSES = (
-    option("--target", type=click.Choice(list(TARGETS)), default=CPU.name,
-        help="What the model is for."),
+    option("--target", type=click.Choice(TARGETS), default=CPU.name,
+        callback=lambda _, __, name: TARGETS[name], help="What the model is for."),
     option("--skip", multiple=True, metavar="PASS", help="Leave a pass out; repeatable."),
-    option("--only", multiple=True, metavar="PASS", help="Run only this pass; repeatable."),
+    option("--only", multiple=True, metavar="PASS", callback=lambda _, __, names: names or None,
+        help="Run only this pass; repeatable."),
 )  # fmt: skip
-PLAN = Group(_plan, (*_PASSES, _NO_VERIFY))
-PROVEN_PLAN = Group(_plan, _PASSES)
-
-
-def _export_settings(
-    no_verify: bool, input_names: str | None, output_names: str | None, **given: Any
-) -> ExportSettings:
-    names = [text.split(",") if text else None for text in (input_names, output_names)]
-    return ExportSettings(
-        verify=not no_verify, input_names=names[0], output_names=names[1], **given
-    )
-
-
-EXPORT = Group(
-    _export_settings,
-    (
-        option("--opset", type=int, default=CPU.opset,
-            help=f"ONNX operator set, {OPSETS[0]} to {OPSETS[-1]}."),
-        option("--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0],
-            help="Of the file; fp32 keeps the model's own."),
-        option("--fp16-io", is_flag=True, help="Inputs and outputs in half precision too."),
-        option("--accuracy", type=ABOVE_ZERO,
-            help="Relative error that one operator may add by half precision; others stay in "
-            "fp32."),
-        option("--calibration", type=FILE, metavar="FILE.npz",
-            help="Samples of each input, for the ranges of half precision."),
-        option("--epilogues/--no-epilogues", default=None,
-            help="Write conv + bias + shortcut + relu as one FusedConv, which only ONNX Runtime "
-            "runs.  [default: for --target cuda in fp32]"),
-        RTOL,
-        option("--input-names", metavar="A,B", help="Names of the inputs in the file."),
-        option("--output-names", metavar="A,B", help="Names of the outputs in the file."),
-        _NO_VERIFY,
-        SEED,
-    ),
+PLAN = Group("passfx.pipeline:Plan", (*_PASSES, _VERIFY))
+PROVEN_PLAN = Group("passfx.pipeline:Plan", _PASSES)
+EXPORT = Group(ExportSettings, (
+    option("--opset", type=int, default=CPU.opset,
+        help=f"ONNX operator set, {OPSETS[0]} to {OPSETS[-1]}."),
+    option("--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0],
+        help="Of the file; fp32 keeps the model's own."),
+    option("--fp16-io", is_flag=True, help="Inputs and outputs in half precision too."),
+    option("--accuracy", type=ABOVE_ZERO,
+        help="Relative error that one operator may add by half precision; others stay in fp32."),
+    option("--calibration", type=FILE, metavar="FILE.npz",
+        help="Samples of each input, for the ranges of half precision."),
+    option("--epilogues/--no-epilogues", default=None, help="Write conv + bias + shortcut + relu "
+        "as one FusedConv, which only ONNX Runtime runs.  [default: for --target cuda in fp32]"),
+    RTOL,
+    option("--input-names", type=_names, metavar="A,B", help="Names of the inputs in the file."),
+    option("--output-names", type=_names, metavar="A,B", help="Names of the outputs in the file."),
+    _VERIFY,
+    SEED,
+))  # fmt: skip
+RUNTIME = (
+    option("--provider", type=click.Choice(TARGETS), default=CPU.name,
+        help="Of ONNX Runtime, and the device of PyTorch."),
+    option("--device", type=click.IntRange(min=0), default=0, help="Number of the GPU."),
+    option("--batch", "batches", type=_parse_batches, metavar="1,8,32",
+        help="Batch sizes; by default that of the file or of the example inputs."),
+    option("--input-shape", "shapes", multiple=True, metavar="[NAME:]1x3x224x224",
+        help="Shape of an input; repeatable, one for each input."),
 )  # fmt: skip
 
 
 def output(what: str, page: str | None = None, *, alone: bool = True) -> Group:
     """The options about what a command writes besides: `what` as JSON, and perhaps a page."""
     rest = "; - is stdout, which then holds nothing else" if alone else ""
-    options = [option("--json", "json_path", metavar="FILE|-", help=f"Write {what} as JSON{rest}.")]
-    if page is not None:
-        help = f"Write {page} as one HTML page."
-        options.append(option("--report", "html_path", type=FILE, metavar="FILE.html", help=help))
-    return Group(Output, (*options, QUIET))
+    json = option("--json", "json_path", metavar="FILE|-", help=f"Write {what} as JSON{rest}.")
+    html = option("--report", "html_path", type=FILE, metavar="FILE.html",
+        help=f"Write {page} as one HTML page.")  # fmt: skip
+    return Group(Output, (json, html, QUIET) if page else (json, QUIET))
 
 
 OUTPUT = output("the report", "the report")
-
-
-RUNTIME = (
-    option("--provider", type=click.Choice(list(TARGETS)), default=CPU.name,
-        help="Of ONNX Runtime, and the device of PyTorch."),
-    option("--device", type=click.IntRange(min=0), default=0, help="Number of the GPU."),
-    option("--batch", "batches", metavar="1,8,32", callback=_parse_batches,
-        help="Batch sizes; by default that of the file or of the example inputs."),
-    option("--input-shape", "shapes", multiple=True, metavar="[NAME:]1x3x224x224",
-        help="Shape of an input; repeatable, one for each input."),
-)  # fmt: skip

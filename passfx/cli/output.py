@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from passfx.files import check_writable, write_text
 
 if TYPE_CHECKING:
+    from passfx.report.bench import BenchReport
     from passfx.report.model import Report
 
 _FILE_WIDTH = 160  # columns of a table in a file or a pipe
@@ -23,9 +24,7 @@ class Output:
     ) -> None:
         from rich.console import Console
 
-        self._json_path = json_path
-        self._html_path = html_path
-        self._quiet = quiet
+        self._json_path, self._html_path = json_path, html_path
         self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
         is_alone = json_path == "-"
         self.console = Console(
@@ -40,41 +39,29 @@ class Output:
     @contextmanager
     def progress(self) -> Iterator[Callable[[str], None]]:
         """Tell the stage on stderr while it runs; silent where that is no terminal."""
-        if self._quiet or not self.errors.is_terminal:
+        if self.console.quiet or not self.errors.is_terminal:
             yield lambda _: None
             return
         with self.errors.status("load") as status:
             yield status.update
 
-    def write(self, report: "Report") -> None:
+    def write(self, report: "Report | BenchReport") -> None:
         """The report, as `--json` and `--report` ask for it; a file whole or not at all."""
-        from passfx.report.html import to_html
-
-        self.write_html(lambda: to_html(report))
-        self.write_json(report.to_dict())
-
-    def write_html(self, page: Callable[[], str]) -> None:
-        """A page, as `--report` asks for it."""
         if self._html_path is not None:
-            write_text(self._html_path, page())
+            from passfx.report.html import to_html
+
+            write_text(self._html_path, to_html(report))
+        self.write_json(report.to_dict())
 
     def write_json(self, found: dict[str, Any]) -> None:
         """Plain values, as `--json` asks for them."""
         if self._json_path is None:
             return
-        text = json.dumps(_finite(found), indent=2, allow_nan=False, default=str) + "\n"
+        # JSON has no infinity and no NaN; a report says them as strings.
+        text = json.dumps(found, default=str)
+        plain = json.loads(text, parse_constant=lambda name: str(float(name)))
+        text = json.dumps(plain, indent=2, allow_nan=False) + "\n"
         if self._json_path == "-":
             sys.stdout.write(text)
         else:
             write_text(Path(self._json_path), text)
-
-
-def _finite(item: Any) -> Any:
-    """JSON has no infinity and no NaN; a report says them as strings."""
-    if isinstance(item, dict):
-        return {key: _finite(value) for key, value in item.items()}
-    if isinstance(item, list | tuple):
-        return [_finite(value) for value in item]
-    if isinstance(item, float) and item - item != 0:
-        return str(item)
-    return item

@@ -7,11 +7,10 @@ import click
 from passfx.cli.command import command, option
 from passfx.errors import SourceError
 
-_NAME = click.Argument(["name"], required=False)
 _MARKDOWN = option("--markdown", is_flag=True, help="Explain all of them, as one Markdown page.")
 
 
-@command(_NAME, _MARKDOWN)
+@command(name=click.Argument(["name"], required=False), markdown=_MARKDOWN)
 def passes(name: str | None, markdown: bool) -> None:
     """List the passes in their order, or explain the one called NAME."""
     from passfx.export.passes import FILE_PASSES

@@ -12,23 +12,19 @@ from passfx.cli.output import Output
 if TYPE_CHECKING:
     from passfx.runtime.tune import TuneSettings
 
-_SETTINGS = Group(
-    "passfx.runtime.tune:TuneSettings",
-    (
-        *RUNTIME,
-        option("--budget", type=ABOVE_ZERO, default=60, metavar="SECONDS",
-            help="Of measuring; opening and warming up sessions come on top."),
-        option("--allow-fp16", is_flag=True,
-            help="Try half precision too, where the provider has kernels for it (cuda)."),
-        option("--rtol", type=click.FloatRange(min=0),
-            help="Relative error tolerated, from the file on the CPU.  [default: 1e-4; TF32, "
-            "fp16 1e-2]"),
-        SEED,
-    ),
-)  # fmt: skip
+_SETTINGS = Group("passfx.runtime.tune:TuneSettings", (
+    *RUNTIME,
+    option("--budget", type=ABOVE_ZERO, default=60, metavar="SECONDS",
+        help="Of measuring; opening and warming up sessions come on top."),
+    option("--allow-fp16", is_flag=True,
+        help="Try half precision too, where the provider has kernels for it (cuda)."),
+    option("--rtol", type=click.FloatRange(min=0), help="Relative error tolerated, from the file "
+        "on the CPU.  [default: 1e-4; TF32, fp16 1e-2]"),
+    SEED,
+))  # fmt: skip
 
 
-@command(MODEL, settings=_SETTINGS, out=output("what was measured", alone=False))
+@command(model=MODEL, settings=_SETTINGS, out=output("what was measured", alone=False))
 def tune(model: Path, settings: "TuneSettings", out: Output) -> None:
     """Find the fastest way to run MODEL.onnx on this machine.
 

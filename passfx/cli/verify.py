@@ -8,7 +8,7 @@ from passfx.cli.output import Output
 from passfx.source.spec import SourceSpec
 
 
-@command("spec", MODEL, RTOL, spec=SOURCE, out=OUTPUT)
+@command(spec=SOURCE, model=MODEL, rtol=RTOL, out=OUTPUT)
 def verify(spec: SourceSpec, model: Path, rtol: float | None, out: Output) -> None:
     """Prove an ONNX file against its SOURCE, whoever wrote it.
 

@@ -1,8 +1,7 @@
 """What `passfx bench` measured, as frozen dataclasses."""
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from passfx.version import __version__
@@ -58,4 +57,4 @@ class BenchReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
-        return {"passfx": __version__, **dataclasses.asdict(self)}
+        return {"passfx": __version__, **asdict(self)}

@@ -12,7 +12,7 @@ from passfx.analysis.cost import graph_cost
 from passfx.analysis.shortcuts import find_shortcuts
 from passfx.capture.program import Captured
 from passfx.export.settings import HALVES, ExportSettings
-from passfx.graph.query import dtype_name, tensor
+from passfx.graph.query import dtype_name, tensor, tensors
 from passfx.record import OnnxReport, PassReport, TensorInfo
 from passfx.report.model import Report
 from passfx.target import Target
@@ -53,15 +53,11 @@ def file_report(
     seconds: dict[str, float],
 ) -> Report:
     """The report of a file that was written, by further passes, and not yet proven."""
-    inputs = _renamed(report.inputs, settings.input_names)
-    outputs = _renamed(report.outputs, settings.output_names)
-    if settings.fp16_io:
-        inputs, outputs = (halved(infos, settings.precision) for infos in (inputs, outputs))
     return replace(
         report,
         precision=settings.precision,
-        inputs=inputs,
-        outputs=outputs,
+        inputs=_in_file(report.inputs, settings.input_names, settings),
+        outputs=_in_file(report.outputs, settings.output_names, settings),
         passes=(*report.passes, *passes),
         parity=None,
         onnx=onnx,
@@ -75,18 +71,19 @@ def halved(infos: tuple[TensorInfo, ...], precision: str) -> tuple[TensorInfo, .
     return tuple(replace(info, dtype=half) if info.dtype == "float32" else info for info in infos)
 
 
-def _describe(
-    nodes: Sequence[Any], names: Sequence[str], captured: Captured
-) -> tuple[TensorInfo, ...]:
+def _describe(nodes: list[Any], names: Sequence[str], captured: Captured) -> tuple[TensorInfo, ...]:
     def size_of(size: int | torch.SymInt) -> int | str:
         return size if isinstance(size, int) else captured.dim_name(str(size))
 
-    fakes = [fake for fake in map(tensor, nodes) if fake is not None]
     return tuple(
         TensorInfo(name, dtype_name(fake.dtype), tuple(map(size_of, fake.shape)))
-        for name, fake in zip(names, fakes, strict=True)
+        for name, fake in zip(names, tensors(map(tensor, nodes)), strict=True)
     )
 
 
-def _renamed(infos: tuple[TensorInfo, ...], names: Sequence[str] | None) -> tuple[TensorInfo, ...]:
-    return tuple(map(lambda info, name: replace(info, name=name), infos, names)) if names else infos
+def _in_file(
+    infos: tuple[TensorInfo, ...], names: Sequence[str] | None, settings: ExportSettings
+) -> tuple[TensorInfo, ...]:
+    if names:
+        infos = tuple(map(lambda info, name: replace(info, name=name), infos, names))
+    return halved(infos, settings.precision) if settings.fp16_io else infos

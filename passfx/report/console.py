@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from passfx.report.bench import BenchReport, BenchRow
@@ -36,19 +36,16 @@ def print_conversion(console: Console, report: Report) -> None:
 
 def print_parity(console: Console, report: Report) -> None:
     """How far the file is from the model, and what the file is."""
-    if report.parity is not None:
-        proof = report.parity
+    if proof := report.parity:
         console.print(
             f"Parity       relative error {proof.rel_error:.1e} under {proof.provider}, "
             f"tolerated {proof.tolerance:.1e} (PyTorch itself {proof.baseline_rel_error:.1e}, "
             f"max abs {proof.max_abs_error:.1e}, {proof.samples} samples)"
         )
-    if report.onnx is not None:
-        ops = ", ".join(f"{count} {name}" for name, count in report.onnx.ops.items())
-        console.print(
-            f"File         {report.onnx.path}, {format_bytes(report.onnx.bytes)}, "
-            f"opset {report.opset}: {ops}"
-        )
+    if file := report.onnx:
+        ops = ", ".join(f"{count} {name}" for name, count in file.ops.items())
+        size = format_bytes(file.bytes)
+        console.print(f"File         {file.path}, {size}, opset {file.opset}: {ops}")
 
 
 def print_inspection(console: Console, report: Report) -> None:
@@ -58,23 +55,19 @@ def print_inspection(console: Console, report: Report) -> None:
             shape = " × ".join(map(str, info.shape)) or "scalar"
             console.print(f"{what:<13}{info.name}: {info.dtype} {shape}")
     console.print(_cost_table(report))
-    for shortcut in report.shortcuts:
-        collapsible = ", collapsible" if shortcut.collapsible else ""
-        console.print(
-            f"{shortcut.kind} at {_place(shortcut.module, shortcut.merge)}, {shortcut.merge_op} "
-            f"from {shortcut.fork}{collapsible}"
-        )
-        for what, names in (("path", shortcut.path), ("body", shortcut.body)):
+    for item in report.shortcuts:
+        place = _place(item.module, item.merge)
+        state = ", collapsible" if item.collapsible else ""
+        console.print(f"{item.kind} at {place}, {item.merge_op} from {item.fork}{state}")
+        for what, names in (("path", item.path), ("body", item.body)):
             if names:
-                console.print(f"  {what}  {_operators(names)}")
+                shown = names if len(names) <= 8 else (names[0], "…", names[-1], f"({len(names)})")
+                console.print(f"  {what}  {' '.join(shown)}")
     console.print(_shortcut_line(report))
     for run in report.passes:
         state = ", rolled back" if run.rolled_back else ""
-        console.print(
-            f"{run.name}: {_count(run.rewrites, 'rewrite')}, "
-            f"{_count(run.refusals, 'refusal')}{state}",
-            style="bold",
-        )
+        counts = f"{_count(run.rewrites, 'rewrite')}, {_count(run.refusals, 'refusal')}"
+        console.print(f"{run.name}: {counts}{state}", style="bold")
         for rewrite in run.rewrites:
             error = "" if rewrite.error is None else f" (error {rewrite.error:.0e})"
             console.print(f"  {_place(rewrite.module, rewrite.at)}: {rewrite.what}{error}")
@@ -84,10 +77,8 @@ def print_inspection(console: Console, report: Report) -> None:
 
 def print_tuning(console: Console, tuned: "Tuned", written: Sequence[Path]) -> None:
     """Every combination that was measured or refused, and what was kept."""
-    table = _figures(
-        "axis", "file, options", "batch", "median ms", "speed-up", "relative error",
-        titled=f"Tuned on {tuned.sidecar.device}",
-    )  # fmt: skip
+    table = _table(f"Tuned on {tuned.sidecar.device}",
+        "axis", "file, options", "batch", "median ms", "speed-up", "relative error")  # fmt: skip
     previous = None
     for row in tuned.results:
         cells = ["refused", "", str(row.refused)]
@@ -107,26 +98,19 @@ def print_tuning(console: Console, tuned: "Tuned", written: Sequence[Path]) -> N
 
 def print_bench(console: Console, report: BenchReport) -> None:
     """A row for each way to run the model, batch by batch."""
-    table = _figures(
-        "", "batch", "p50 ms", "p90", "p99", "samples/s", "speed-up", "of roofline",
-        "relative error", titled=f"{report.source} on {report.device} ({report.provider})",
-    )  # fmt: skip
-    previous = None
+    table = _table(f"{report.source} on {report.device} ({report.provider})", "", "batch", "p50 ms",
+        "p90", "p99", "samples/s", "speed-up", "of roofline", "relative error")  # fmt: skip
     for row in report.rows:
-        if previous not in (None, row.batch):
-            table.add_section()
-        previous = row.batch
         cells = bench_cells(row) if row.failed is None else ["failed", *[""] * 5, row.failed]
         table.add_row(row.name, str(row.batch), *cells)
     console.print(table)
-    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     peaks = ", ".join(
         f"{format_count(int(rate))}{'B' if name == 'bandwidth' else 'MAC'}/s {name}"
         for name, rate in report.peaks.items()
     )
     console.print(f"Speed-ups    over {report.baseline}; errors from {report.reference}")
     console.print(f"Peaks        {peaks}")
-    console.print(f"Versions     {versions}")
+    console.print(f"Versions     {', '.join(map(' '.join, report.versions.items()))}")
 
 
 def bench_cells(row: BenchRow) -> list[str]:
@@ -134,55 +118,43 @@ def bench_cells(row: BenchRow) -> list[str]:
     return [format(getattr(row, name), spec) for name, spec in _CELLS.items()]
 
 
-def _figures(*headings: str, titled: str) -> Table:
-    table = Table(title=titled, title_justify="left", box=None, pad_edge=False)
-    for heading in headings:
-        is_text = heading in ("", "axis", "file, options")
-        table.add_column(heading, justify="left" if is_text else "right")
-    return table
-
-
 def format_bytes(count: int) -> str:
     """Bytes in decimal units: "44.7 MB"."""
-    size, units = float(count), ["B", "kB", "MB", "GB"]
-    while size >= 1000 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
+    return format_count(count, "B", digits=1)
 
 
-def format_count(count: int) -> str:
-    """A count to four digits: "11.69 M", "1.81 G"."""
-    for factor, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+def format_count(count: int, unit: str = "", digits: int = 2) -> str:
+    """A count to four digits: "11.69 M", "1.81 G"; of a unit, with `digits` decimals."""
+    for factor, prefix in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if count >= factor:
-            return f"{count / factor:.2f}{unit}"
-    return str(count)
+            return f"{count / factor:.{digits}f} {prefix}{unit}"
+    return f"{count} {unit}".rstrip()
+
+
+def _table(title: str, *headings: str) -> Table:
+    texts = ("", "axis", "file, options")
+    columns = [Column(name, justify="left" if name in texts else "right") for name in headings]
+    return Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
 
 
 def _cost_table(report: Report) -> Table:
+    table = _table(report.source, "", "before", "after")
     before, after = report.before, report.after
-    table = Table(title=report.source, title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    for heading in ("before", "after"):
-        table.add_column(heading, justify="right")
-    rows: list[tuple[str, Any, Any]] = list(report.operators)
-    rows += [
+    for name, old, new in (
+        *report.operators,
         ("operators", before.nodes, after.nodes),
         ("MACs", format_count(before.macs), format_count(after.macs)),
         ("parameters", format_count(before.params), format_count(after.params)),
         ("weights", format_bytes(before.weight_bytes), format_bytes(after.weight_bytes)),
-    ]
-    for name, old, new in rows:
-        if name == "operators":
-            table.add_section()
+    ):
         table.add_row(name, str(old), Text(str(new), "bold green" if new != old else ""))
     return table
 
 
 def _shortcut_line(report: Report) -> str:
     kinds = [item.kind for item in report.shortcuts]
-    return (
-        f"Shortcuts    {kinds.count('identity')} identity, {kinds.count('projection')} projection"
-    )
+    counts = (f"{kinds.count(kind)} {kind}" for kind in ("identity", "projection"))
+    return f"Shortcuts    {', '.join(counts)}"
 
 
 def _refusal_lines(report: Report) -> Iterator[str]:
@@ -200,10 +172,6 @@ def _refusal_lines(report: Report) -> Iterator[str]:
                 yield f"             and {refused - _KEPT_LINES} more, all of them in --json"
         elif refused:
             yield f"Refused      {run.name}: {refused} (`passfx inspect` shows why)"
-
-
-def _operators(names: tuple[str, ...]) -> str:
-    return " ".join(names) if len(names) <= 8 else f"{names[0]} … {names[-1]} ({len(names)})"
 
 
 def _count(items: Sequence[object], noun: str) -> str:

@@ -1,7 +1,6 @@
 """The report: everything that one conversion found, did and measured, as frozen dataclasses."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from passfx.analysis.cost import GraphCost
@@ -42,17 +41,15 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values; the keys are stable."""
-        fields = {"passfx": __version__, **dataclasses.asdict(self), "opset": self.opset}
+        fields = {"passfx": __version__, **asdict(self), "opset": self.opset}
         if self.onnx:
             del fields["onnx"]["opset"]
         fields["graph"] = {"before": fields.pop("before"), "after": fields.pop("after")}
         for item in fields["passes"]:
             for refusal in item["refusals"]:
                 del refusal["undone"]
-        return {name: fields[name] for name in _KEYS}
-
-
-_KEYS = (
-    *("passfx", "source", "target", "precision", "opset", "inputs", "outputs"),
-    *("graph", "shortcuts", "passes", "parity", "onnx", "seconds"),
-)
+        keys = (
+            *("passfx", "source", "target", "precision", "opset", "inputs", "outputs"),
+            *("graph", "shortcuts", "passes", "parity", "onnx", "seconds"),
+        )
+        return {name: fields[name] for name in keys}

@@ -25,11 +25,7 @@ def _place(error: BaseException) -> str:
     """ " (file.py:12)", the innermost line that belongs neither to torch, to Python nor to us."""
     if isinstance(error, SyntaxError):
         return f" ({error.filename}:{error.lineno})" if error.filename else ""
-    frames = [
-        f" ({frame.filename}:{frame.lineno})"
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(
-            (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
-        )
-    ]
-    return frames[-1] if frames else ""
+    others = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(others)]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""

@@ -1,7 +1,6 @@
 """file.py:factory and package.module:factory."""
 
 import difflib
-import importlib
 import importlib.util
 import inspect
 import sys

@@ -1,10 +1,10 @@
 """Example inputs: their shapes as the user writes them, random values, dynamic axes."""
 
 import ast
-import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from passfx.errors import SourceError
-from passfx.source.spec import Source
+from passfx.source.spec import Source, SourceSpec
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,9 @@ def parse_argument(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise SourceError(f"the argument {text!r} is not of the form key=value")
-    words = {"true": True, "false": False, "none": None}
-    if value.lower() in words:
-        return key, words[value.lower()]
+    words = {"true": "True", "false": "False", "none": "None"}
     try:
-        return key, ast.literal_eval(value)
+        return key, ast.literal_eval(words.get(value.lower(), value))
     except (ValueError, SyntaxError):
         return key, value
 
@@ -68,19 +66,15 @@ def random_inputs(
     model: torch.nn.Module | ExportedProgram, shapes: Sequence[InputShape], seed: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Normally distributed inputs in the model's own floating dtype."""
-    generator = torch.Generator().manual_seed(seed)
-    floating = [item.dtype for item in model.parameters() if item.dtype.is_floating_point]
-    dtype = floating[0] if floating else torch.float32
-    drawn = [
-        (shape.name, torch.randn(shape.sizes, generator=generator).to(dtype)) for shape in shapes
-    ]
+    random = torch.Generator().manual_seed(seed)
+    dtypes = (item.dtype for item in model.parameters() if item.dtype.is_floating_point)
+    dtype = next(dtypes, torch.float32)
+    drawn = [(item.name, torch.randn(item.sizes, generator=random).to(dtype)) for item in shapes]
     args = tuple(item for name, item in drawn if name is None)
     return args, {name: item for name, item in drawn if name is not None}
 
 
-def dynamic_shapes(
-    source: Source, batch: bool, axes: Mapping[str, Sequence[int]]
-) -> dict[str, Any]:
+def dynamic_shapes(source: Source, given: SourceSpec) -> dict[str, Any]:
     """`torch.export`'s form of "these axes of these inputs may vary"."""
     if isinstance(source.model, ExportedProgram):
         raise SourceError(
@@ -93,6 +87,7 @@ def dynamic_shapes(
         raise SourceError(
             f"{source.name} does not take these inputs: {error}; it takes {signature}"
         ) from error
+    axes = given.dynamic_axes or {}
     for name in axes:
         if name not in inputs:
             raise SourceError(f"there is no input {name!r}; the inputs are {', '.join(inputs)}")
@@ -100,12 +95,10 @@ def dynamic_shapes(
     def spec(name: str, item: Any) -> dict[int, Any] | None:
         if not isinstance(item, torch.Tensor):
             return None
-        varying = {*axes.get(name, ()), *([0] if batch and item.ndim else [])}
+        varying = {*axes.get(name, ()), *([0] if given.dynamic_batch and item.ndim else [])}
         for axis in varying:
             if not 0 <= axis < item.ndim:
                 raise SourceError(f"input {name!r} has {item.ndim} axes, so none is number {axis}")
         return dict.fromkeys(sorted(varying), Dim.DYNAMIC)
 
-    return {
-        name: pytree.tree_map(functools.partial(spec, name), item) for name, item in inputs.items()
-    }
+    return {name: pytree.tree_map(partial(spec, name), item) for name, item in inputs.items()}

@@ -17,14 +17,12 @@ from passfx.source.timm import timm_model
 from passfx.source.torchvision import torchvision_model
 from passfx.source.weights import load_weights
 
-# Which sources are of a form, and what loads them.
+# Which sources are of a form, and what loads them; all others are factories.
 _FORMS: tuple[tuple[Callable[[str], bool], Callable[[str, Arguments], Loaded]], ...] = (
     (lambda text: text.endswith(".pt2"), load_program),
     (lambda text: text.startswith("timm:"), timm_model),
     (lambda text: text.startswith("torchvision:"), torchvision_model),
-    (lambda text: True, factory_model),
 )
-_ZOOS = ("timm:", "torchvision:")
 
 
 def load_source(spec: SourceSpec) -> Source:
@@ -39,8 +37,8 @@ def load_source(spec: SourceSpec) -> Source:
     if not isinstance(spec.source, str):
         if spec.arguments or spec.weights or spec.input_shapes:
             raise SourceError("arguments, weights and input_shapes are for a source, not a model")
-        name = type(spec.source).__name__
-        source = Source(name, spec.source, tuple(spec.args), dict(spec.kwargs or {}))
+        args, kwargs = tuple(spec.args), dict(spec.kwargs or {})
+        source = Source(type(spec.source).__name__, spec.source, args, kwargs)
     elif spec.args or spec.kwargs:
         raise SourceError(f"args and kwargs are for a model; {spec.source} takes input_shapes")
     else:
@@ -51,13 +49,12 @@ def load_source(spec: SourceSpec) -> Source:
         return replace(source, dynamic_shapes=spec.dynamic_shapes)
     if spec.dynamic_shapes:
         raise SourceError("dynamic_shapes stands instead of dynamic_batch and dynamic_axes")
-    shapes = dynamic_shapes(source, spec.dynamic_batch, spec.dynamic_axes or {})
-    return replace(source, dynamic_shapes=shapes)
+    return replace(source, dynamic_shapes=dynamic_shapes(source, spec))
 
 
 def _load(spec: SourceSpec, text: str) -> Source:
     shapes = [parse_input_shape(shape) for shape in spec.input_shapes]
-    load = next(load for matches, load in _FORMS if matches(text))
+    load = next((load for matches, load in _FORMS if matches(text)), factory_model)
     model, declared = load(text, spec.arguments or {})
     if isinstance(model, ExportedProgram) and (spec.arguments or spec.weights):
         raise SourceError(f"{text} is a finished program: it takes no --arg and no --weights")
@@ -68,9 +65,9 @@ def _load(spec: SourceSpec, text: str) -> Source:
     if isinstance(model, ExportedProgram):
         return Source(text, model)
     if declared is None:
-        beside = "" if text.startswith(_ZOOS) else ", or define example_inputs() beside the factory"
+        hint = ", or define example_inputs() beside the factory" if load is factory_model else ""
         raise SourceError(
-            f"{text} declares no example inputs: give --input-shape 1x3x224x224{beside}"
+            f"{text} declares no example inputs: give --input-shape 1x3x224x224{hint}"
         )
     given = call(declared, f"example_inputs() of {text}") if callable(declared) else declared
     return Source(text, model, *as_inputs(given))

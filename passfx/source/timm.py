@@ -2,7 +2,6 @@
 
 import torch
 
-from passfx.errors import SourceError
 from passfx.source.spec import Arguments, Loaded
 from passfx.source.zoo import build, unknown, zoo
 
@@ -11,7 +10,7 @@ def timm_model(text: str, arguments: Arguments) -> Loaded:
     """The model, and an image of the size that its configuration declares."""
     timm, name = zoo("timm"), text.removeprefix("timm:")
     if not timm.is_model(name):
-        raise SourceError(unknown("timm", name, timm.list_models()))
+        raise unknown("timm", name, timm.list_models())
     model = build(lambda: timm.create_model(name, **arguments), text)
     config = getattr(model, "pretrained_cfg", None) or {}
     channels, *image = config.get("input_size", (3, 224, 224))

@@ -4,7 +4,6 @@ import inspect
 
 import torch
 
-from passfx.errors import SourceError
 from passfx.source.spec import Arguments, Loaded
 from passfx.source.zoo import build, unknown, zoo
 
@@ -13,7 +12,7 @@ def torchvision_model(text: str, arguments: Arguments) -> Loaded:
     """The model, and an image of the size that its weights were trained for, if they say so."""
     models, name = zoo("torchvision").models, text.removeprefix("torchvision:")
     if name not in models.list_models():
-        raise SourceError(unknown("torchvision", name, models.list_models()))
+        raise unknown("torchvision", name, models.list_models())
     arguments = {"weights": None, **arguments}
     if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
         arguments.setdefault("weights_backbone", None)

@@ -22,14 +22,12 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     for prefix in ("module.", "_orig_mod."):  # what DataParallel and torch.compile put before keys
         if all(key.startswith(prefix) for key in state) and not own.keys() & state.keys():
             state = {key.removeprefix(prefix): value for key, value in state.items()}
+    shapes = {key: (tuple(state[key].shape), tuple(own[key].shape)) for key in own if key in state}
+    misfits = [f"{key} {has} instead of {due}" for key, (has, due) in shapes.items() if has != due]
     problems = {
         "missing": [key for key in own if key not in state],
         "unexpected": [key for key in state if key not in own],
-        "of another shape": [
-            f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-            for key in own
-            if key in state and state[key].shape != own[key].shape
-        ],
+        "of another shape": misfits,
     }
     found = [f"{what}: {some(keys)}" for what, keys in problems.items() if keys]
     if found:
@@ -49,18 +47,15 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the error below says more than torch's advice
+        # The error below says more than torch's advice.
+        with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise SourceError(f"{path} is not a safetensors file: {error}") from error
     except Exception as error:  # a damaged file makes torch.load raise anything
-        pickled = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error)
-        problem = (
-            "holds Python objects, and loading those could run any code"
-            if pickled
-            else f"cannot be read by torch.load ({type(error).__name__})"
-        )
+        problem = f"cannot be read by torch.load ({type(error).__name__})"
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            problem = "holds Python objects, and loading those could run any code"
         raise SourceError(
             f"{path} {problem}; save the weights with torch.save(model.state_dict(), ...)"
         ) from error

@@ -12,8 +12,7 @@ from passfx.source.call import call
 
 def build(function: Callable[[], Any], what: str) -> Any:
     """Build a zoo's model; its warnings are for those who wrote it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         return call(function, what)
 
 
@@ -30,7 +29,8 @@ def zoo(name: str) -> Any:
         ) from error
 
 
-def unknown(zoo: str, name: str, known: Sequence[str]) -> str:
-    """The sentence about a name that a zoo does not have."""
-    close = difflib.get_close_matches(name, known, 3)
-    return f"{zoo} has no model {name!r}" + (f"; did you mean {', '.join(close)}?" if close else "")
+def unknown(zoo: str, name: str, known: Sequence[str]) -> SourceError:
+    """The error of a name that a zoo does not have."""
+    close = ", ".join(difflib.get_close_matches(name, known, 3))
+    hint = f"; did you mean {close}?" if close else ""
+    return SourceError(f"{zoo} has no model {name!r}{hint}")
