@@ -13,6 +13,10 @@ define_torchvision_schemas()
 settings.register_profile(
     "passfx", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+# `pytest --hypothesis-profile=thorough`: three times as many captured models, new ones every time.
+settings.register_profile(
+    "thorough", settings.get_profile("passfx"), derandomize=False, max_examples=300
+)
 settings.load_profile("passfx")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hypothesis import settings
 from torch import nn
 from torch.fx import GraphModule
 
@@ -67,3 +68,8 @@ def clean_imports(folder: Path) -> Iterator[None]:
         for name in set(sys.modules) - before:
             if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
                 del sys.modules[name]
+
+
+def draws(count: int) -> int:
+    """How many examples a test draws that captures a model for each of them."""
+    return count * settings.default.max_examples // 100

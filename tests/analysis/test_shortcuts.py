@@ -105,6 +105,7 @@ def test_timm_resnet50d() -> None:
     assert len(averaged) == 3
 
 
+@pytest.mark.slow  # the golden reports of both have every shortcut, too
 @pytest.mark.parametrize("name", ["nfnet_l0", "resnetv2_50x1_bit"])
 def test_projections_whose_weights_are_computed_from_constants(name: str) -> None:
     timm = pytest.importorskip("timm")

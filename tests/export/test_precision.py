@@ -385,7 +385,13 @@ def pairs(model: ir.Model) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", ["efficientnet_b0", "convnext_atto", "mobileone_s1", "levit_128s"])
+LARGE = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("efficientnet_b0", "mobileone_s1", "levit_128s")
+]
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", *LARGE])
 def test_whole_models(tmp_path: Path, name: str) -> None:
     timm = pytest.importorskip("timm")
     size = 224 if name == "levit_128s" else 64

@@ -20,6 +20,7 @@ from tests.helpers import (
     apply,
     assert_preserves,
     assert_same_structure,
+    draws,
     ops,
     randomize,
 )
@@ -606,7 +607,7 @@ def programs(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
 
 
 @given(programs())
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=draws(12), deadline=None, derandomize=True)
 def test_a_random_region_is_preserved_and_the_second_run_rewrites_nothing(
     drawn: tuple[nn.Module, Tensor],
 ) -> None:

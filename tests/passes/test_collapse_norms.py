@@ -24,6 +24,7 @@ from tests.helpers import (
     assert_preserves,
     assert_same_structure,
     captured,
+    draws,
     ops,
     randomize,
 )
@@ -462,7 +463,7 @@ def test_keeps_what_is_no_channel_step_of_a_layer() -> None:
 # --------------------------------------------------------------------------------------- preserves
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=draws(12))
 @given(case=convolutions(), affine=st.booleans(), eps=st.floats(1e-8, 1.0))
 def test_norms_preserve(case: tuple[Any, Tensor], affine: bool, eps: float) -> None:
     conv, x = case
@@ -476,7 +477,7 @@ def test_norms_preserve(case: tuple[Any, Tensor], affine: bool, eps: float) -> N
     assert_preserves(graph, model, [x])
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=draws(5))
 @given(case=convolutions(dims=(1, 2)), forms=st.sets(st.sampled_from([*ARITHMETIC]), min_size=4))
 def test_arithmetic_preserves(case: tuple[Any, Tensor], forms: set[str]) -> None:
     conv, x = case

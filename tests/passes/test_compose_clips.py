@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from passfx.graph.text import to_text
 from passfx.passes.compose_clips import ComposeClips
-from tests.helpers import apply, assert_same_structure, captured, ops
+from tests.helpers import apply, assert_same_structure, captured, draws, ops
 from tests.passes.strategies import Forms, Model, run
 
 Function = Callable[..., Any]
@@ -153,7 +153,7 @@ def test_keeps() -> None:
 bounds = st.none() | st.floats(-3, 3) | st.integers(-3, 3) | st.sampled_from([inf, -inf])
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=draws(6))
 @given(
     rows=st.lists(
         st.lists(

@@ -19,7 +19,7 @@ from passfx.passes.merge_siblings import MergeSiblings
 from passfx.pipeline import optimize_graph
 from passfx.target import CPU, CUDA, Target
 from passfx.verify.error import relative_error
-from tests.helpers import apply, assert_same_structure, captured, ops
+from tests.helpers import apply, assert_same_structure, captured, draws, ops
 from tests.passes.strategies import Model, constants, convolutions, run
 
 Function = Callable[..., Any]
@@ -395,7 +395,7 @@ def test_the_certificate_finds_parts_in_the_wrong_order(monkeypatch: pytest.Monk
 # --------------------------------------------------------------------------- preserves, idempotent
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=draws(10))
 @given(
     drawn=convolutions().filter(lambda pair: "Transpose" not in type(pair[0]).__name__),
     outputs=st.lists(st.integers(1, 4), min_size=2, max_size=4),

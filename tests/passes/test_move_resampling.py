@@ -22,7 +22,15 @@ from passfx.passes.collapse import Collapse
 from passfx.passes.move_resampling import MoveResampling
 from passfx.target import CPU
 from passfx.verify.error import relative_error
-from tests.helpers import apply, assert_preserves, assert_same_structure, captured, ops, randomize
+from tests.helpers import (
+    apply,
+    assert_preserves,
+    assert_same_structure,
+    captured,
+    draws,
+    ops,
+    randomize,
+)
 from tests.passes.strategies import Model, run
 
 Function = Callable[..., Any]
@@ -515,7 +523,7 @@ def test_half_precision_moves_in_its_own_dtype() -> None:
 # --------------------------------------------------------------------------- preserves, idempotent
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=draws(14))
 @given(data=st.data())
 def test_every_move_of_a_pool_is_exact(data: st.DataObject) -> None:
     def draw(low: int, high: int) -> int:
@@ -553,7 +561,7 @@ def test_every_move_of_a_pool_is_exact(data: st.DataObject) -> None:
     assert not MoveResampling().run(graph).modified
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=draws(14))
 @given(data=st.data())
 def test_every_move_of_an_interpolation_is_exact(data: st.DataObject) -> None:
     def draw(low: int, high: int) -> int:

@@ -16,7 +16,7 @@ from passfx.graph.editor import Editor
 from passfx.graph.text import to_text
 from passfx.passes.collapse import Collapse
 from passfx.passes.norm_before_cat import NormBeforeCat
-from tests.helpers import apply, assert_preserves, captured, ops, randomize
+from tests.helpers import apply, assert_preserves, captured, draws, ops, randomize
 from tests.passes.strategies import Model, run
 
 Function = Callable[..., Any]
@@ -266,7 +266,7 @@ def test_half_precision_moves_in_its_own_dtype() -> None:
 # --------------------------------------------------------------------------- preserves, idempotent
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=draws(10))
 @given(data=st.data())
 def test_every_move_is_exact(data: st.DataObject) -> None:
     def draw(low: int, high: int) -> int:

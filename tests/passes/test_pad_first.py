@@ -17,6 +17,7 @@ from tests.helpers import (
     assert_preserves,
     assert_same_structure,
     captured,
+    draws,
     ops,
     randomize,
 )
@@ -156,7 +157,7 @@ def test_keeps(name: str) -> None:
 # ------------------------------------------------------------------------- preserves, idempotent
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=draws(6))
 @given(
     border=st.integers(1, 2),
     affine=st.booleans(),

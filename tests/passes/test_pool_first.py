@@ -21,6 +21,7 @@ from tests.helpers import (
     assert_preserves,
     assert_same_structure,
     captured,
+    draws,
     ops,
     randomize,
 )
@@ -274,7 +275,7 @@ def test_half_precision_moves_in_its_own_dtype() -> None:
 # --------------------------------------------------------------------------- preserves, idempotent
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=draws(14))
 @given(data=st.data())
 def test_every_move_is_exact(data: st.DataObject) -> None:
     def draw(low: int, high: int) -> int:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from passfx.graph.query import op_name, operators
 from passfx.graph.text import to_text
 from passfx.passes.remove_noops import RemoveNoops
-from tests.helpers import apply, assert_same_structure, captured, ops
+from tests.helpers import apply, assert_same_structure, captured, draws, ops
 from tests.passes.strategies import Forms, Model, results, run
 
 Function = Callable[..., Any]
@@ -601,7 +601,7 @@ def step(x: Tensor, kind: str, given: Any) -> Tensor:
     return getattr(x, kind)(given)  # type: ignore[no-any-return]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=draws(12))
 @given(case=layout_chains())
 def test_chains_of_layouts_preserve(case: Any) -> None:
     shape, steps = case
@@ -617,7 +617,7 @@ def test_chains_of_layouts_preserve(case: Any) -> None:
     assert not RemoveNoops().run(graph).modified
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=draws(6))
 @given(
     shape=st.lists(st.integers(1, 3), min_size=1, max_size=4),
     names=st.lists(st.sampled_from(["one", "zero", "full", "row"]), min_size=1, max_size=3),

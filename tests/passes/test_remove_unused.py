@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from passfx.graph.query import op_name, operators
 from passfx.passes.remove_unused import RemoveUnused
 from passfx.pipeline import optimize_graph
-from tests.helpers import apply, assert_same_structure, captured, ops
+from tests.helpers import apply, assert_same_structure, captured, draws, ops
 from tests.passes.strategies import Model, constants, run
 
 
@@ -113,7 +113,7 @@ def test_a_graph_without_dead_code_is_left_alone() -> None:
     assert ops(graph)["linear"] == 2
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=draws(6))
 @given(data=st.data())
 def test_what_is_left_preserves_exactly(data: st.DataObject) -> None:
     """A random graph of sums: exactly the ancestors of the kept results are left."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from passfx.graph.text import to_text
 from passfx.passes.share_common import ShareCommon
 from passfx.pipeline import optimize_graph
-from tests.helpers import apply, assert_same_structure, captured, ops
+from tests.helpers import apply, assert_same_structure, captured, draws, ops
 from tests.passes.strategies import Model, constants, run
 
 Function = Callable[..., Any]
@@ -163,7 +163,7 @@ def test_random_operators_are_not_shared() -> None:
 # --------------------------------------------------------------------------- preserves, idempotent
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=draws(6))
 @given(
     steps=st.lists(
         st.tuples(
