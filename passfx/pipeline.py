@@ -128,8 +128,7 @@ def _copy(graph_module: GraphModule) -> Graph:
     graph = Graph()
     output = graph.graph_copy(graph_module.graph, {}, return_output_node=True)
     assert isinstance(output, tuple)
-    graph.output(output[0])
-    graph.output_node().meta = dict(graph_module.graph.output_node().meta)
+    graph.output(output[0]).meta = dict(graph_module.graph.output_node().meta)
     graph.set_codegen(graph_module.graph._codegen)
     return graph
 
@@ -156,11 +155,7 @@ def structural_failure(before: Graph, after: Graph) -> str | None:
 
 
 def optimize_graph(
-    captured: Captured,
-    passes: Collection[Pass],
-    *,
-    verify: bool = True,
-    progress: Progress = silent,
+    captured: Captured, passes: Collection[Pass], verify: bool = True, progress: Progress = silent
 ) -> tuple[GraphModule, tuple[PassReport, ...]]:
     """A rewritten copy of a captured graph, and what each pass did to it."""
     graph_module = GraphModule(captured.graph_module, _copy(captured.graph_module))

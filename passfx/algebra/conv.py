@@ -90,8 +90,7 @@ class Conv:
             )
             mixed = torch.einsum("gom,gmc...->goc...", columns[..., number], w1)
             _window(weight, window).add_(mixed)
-        summed = columns.sum(-1)
-        carried = torch.einsum("gom,gm->go", summed, self.bias.reshape(groups, -1))
+        carried = torch.einsum("gom,gm->go", columns.sum(-1), self.bias.reshape(groups, -1))
         bias = after.bias + carried.reshape(-1)
         return Conv(weight.flatten(0, 1), bias, shape.axes, groups, shape.border, shape.transposed)
 
@@ -134,9 +133,8 @@ class Conv:
         used = self.weight.flatten(2).any(-1) if self.axes else self.weight != 0
         common = math.gcd(shape.channels_in, shape.channels_out)
         for groups in range(common, self.groups, -1):
-            if common % groups or groups % self.groups:
-                continue
-            if int(self._diagonal(used, groups).sum()) == int(used.sum()):
+            divides = not (common % groups or groups % self.groups)
+            if divides and int(self._diagonal(used, groups).sum()) == int(used.sum()):
                 return replace(self, weight=self._diagonal(self.weight, groups), groups=groups)
         return self
 
@@ -156,9 +154,8 @@ class Conv:
             return form
         taps = self.weight.flatten(0, 1).any(0)
         for number, axis in enumerate(self.axes):
-            others = [dim for dim in range(len(self.axes)) if dim != number]
-            line = taps.sum(others) if others else taps
-            used = line.nonzero().flatten().tolist() or [0]
+            lines = taps.movedim(number, 0).reshape(axis.taps, -1)
+            used = lines.any(1).nonzero().flatten().tolist() or [0]
             if len(used) == axis.taps:
                 continue
             first, last = used[0], used[-1]
@@ -228,8 +225,7 @@ def pointwise(affine: ChannelAffine, rank: int) -> Conv:
 
 def identity(channels: int, axes: Sequence[Axis]) -> Conv:
     """y = x, with the padding, cropping and stride of `axes`, which have one tap each."""
-    weight = torch.ones(channels, 1, *(1,) * len(axes), dtype=torch.float64)
-    return Conv(weight, weight.new_zeros(channels), tuple(axes), channels)
+    return average_pool(channels, axes, 1)
 
 
 def average_pool(channels: int, axes: Sequence[Axis], divisor: int) -> Conv:

@@ -164,11 +164,11 @@ class Geometry:
 
     def then(self, after: "Geometry") -> "Geometry":
         """The shape of `after` applied to the result of `self`."""
+        biased = self.biased or after.biased
         if after.is_pointwise:
-            return replace(self, biased=self.biased or after.biased)
+            return replace(self, biased=biased)
         axes = tuple(a.then(b) for a, b in zip(self.axes, after.axes, strict=True))
         counts, groups = (self.channels_in, after.channels_out), math.gcd(self.groups, after.groups)
-        biased = self.biased or after.biased
         border = self.border if self.is_padded else after.border
         return Geometry(*counts, axes, groups, biased, border, after.transposed)
 

@@ -57,9 +57,8 @@ def macs(node: Node) -> int:
         return 0
     if is_call(node, *LAYERS):
         positions = node.args[0] if is_call(node, *TRANSPOSED_CONVS) else node
-        return elements(positions) * math.prod(
-            map(hint, known_tensor(arguments(node)["weight"]).shape[1:])
-        )
+        weight = known_tensor(arguments(node)["weight"])
+        return elements(positions) * math.prod(map(hint, weight.shape[1:]))
     if is_call(node, *_PRODUCTS):
         left = node.args[1 if is_call(node, aten.addmm, aten.baddbmm) else 0]
         return elements(node) * hint(known_tensor(left).shape[-1])

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
 from passfx.algebra.channel import ChannelAffine
@@ -96,10 +95,8 @@ def _batch_norm(node: Node, bound: Arguments) -> Iterator[Form]:
     source = bound["input"]
 
     def affine() -> ChannelAffine:
-        names = ("weight", "bias", "running_mean", "running_var")
-        given = (None if bound[name] is None else constant(bound[name]) for name in names)
-        weight, bias, mean, var = given
-        assert mean is not None and var is not None
+        weight, bias = (bound[name] and constant(bound[name]) for name in ("weight", "bias"))
+        mean, var = constant(bound["running_mean"]), constant(bound["running_var"])
         return ChannelAffine.batch_norm(weight, bias, mean, var, bound["eps"])
 
     yield _pointwise(source, affine, max(ranks(source)), bool(affine().shift.any()))
@@ -119,18 +116,14 @@ def _arithmetic(node: Node, bound: Arguments) -> Iterator[Form]:
     if is_rounded or not _is_constant_operand(right) or not same_type(node, left):
         return
 
-    def operand() -> Tensor:
-        if isinstance(right, Node):
-            return constant(right).double()
-        return torch.tensor(float(right), dtype=torch.float64)
-
     for rank in ranks(left):
         count = channels(left, rank)
         if count is None or not _is_per_channel(right, known_tensor(left).ndim, rank):
             continue
 
         def affine(count: int = count) -> ChannelAffine:
-            value = operand()
+            given = constant(right) if isinstance(right, Node) else float(right)
+            value = torch.as_tensor(given, dtype=torch.float64)
             if multiplies:
                 return ChannelAffine.scaling(value.reciprocal() if divides else value, count)
             shift = ChannelAffine.shifting(b * value, count)
@@ -168,8 +161,7 @@ def _pool(node: Node, bound: Arguments) -> Iterator[Form]:
     counts = not any(padding) or bound["count_include_pad"]
     if count is None or bound["ceil_mode"] or not counts:
         return
-    options = zip(kernel, stride, padding, strict=True)
-    axes = tuple(Axis(taps, step, pad, pad) for taps, step, pad in options)
+    axes = tuple(map(Axis, kernel, stride, padding, padding))
     divisor = bound.get("divisor_override") or math.prod(kernel)
     geometry = Geometry(count, count, axes, count, False)
     yield Form(source, geometry, lambda: average_pool(count, axes, divisor))

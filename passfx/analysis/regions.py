@@ -84,12 +84,11 @@ class Candidate:
 
     def readers(self) -> Mapping[Node, list[Node]]:
         """The inner nodes that are read outside the span, and what reads them."""
-        found = {
-            inner: [user for user in inner.users if user not in self.span]
-            for inner in self.span
-            if inner is not self.node
+        return {
+            inner: users
+            for inner in self.span - {self.node}
+            if (users := [user for user in inner.users if user not in self.span])
         }
-        return {inner: users for inner, users in found.items() if users}
 
 
 @dataclass(frozen=True)
@@ -167,29 +166,23 @@ class _Search:
             if dim is not None and dim != (1 if rank else known_tensor(node).ndim - 1):
                 continue
             options = [{item.key: item for item in self._of(part, rank)} for part in parts]
-            for key in options[0]:
-                if all(key in option for option in options):
-                    joined = _join(node, [option[key] for option in options], scales)
-                    if joined is not None:
-                        yield joined
+            shared = (key for key in options[0] if all(key in option for option in options))
+            joined = (_join(node, [option[key] for option in options], scales) for key in shared)
+            yield from filter(None, joined)
 
     def plan(self, node: Node) -> None:
         """The cheapest way for a node to come into being."""
         if node not in self.candidates:
             return
-        best = self._way(node, None)
-        ways = [self._way(node, item) for item in self.candidates[node] if item.is_shorter]
-        for way in sorted(ways, key=lambda item: item.seconds):
-            if way.seconds < best.seconds and self._is_replaceable(way.candidate):
-                best = way
-                break
-        self.ways[node] = best
+        shorter = [item for item in self.candidates[node] if item.is_shorter]
+        ways = [self._way(node, item) for item in (None, *filter(self._is_replaceable, shorter))]
+        best = self.ways[node] = min(ways, key=lambda way: way.seconds)
         shared = best.candidate is None and len(node.users) > 1
         if shared and all(self._does_without(user, node) for user in node.users):
             self.bypassed.add(node)
 
-    def _is_replaceable(self, candidate: Candidate | None) -> bool:
-        return candidate is not None and candidate.readers().keys() <= self.bypassed
+    def _is_replaceable(self, candidate: Candidate) -> bool:
+        return candidate.readers().keys() <= self.bypassed
 
     def _does_without(self, user: Node, node: Node) -> bool:
         """Whether a user can take in a node at no cost, as a 1×1 convolution takes a norm."""

@@ -76,10 +76,9 @@ def _shortcut(merge: Node, dominators: dict[Node, Node | None]) -> Shortcut | No
     if fork is None or tensor(left) is None or tensor(right) is None:
         return None
     branches = [_Branch.between(fork, end, dominators) for end in (left, right)]
-    shortcuts = sorted((branch for branch in branches if branch.kind), key=_Branch.order)
-    if not shortcuts:
+    path = min((item for item in branches if item.kind), key=_Branch.order, default=None)
+    if path is None:
         return None
-    path = shortcuts[0]
     body = branches[1 - branches.index(path)]
     if body.kind == "identity":
         return None  # x + x is a scale

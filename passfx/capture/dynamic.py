@@ -12,26 +12,24 @@ from torch.utils import _pytree as pytree
 from passfx.errors import CaptureError
 
 Dims = list[tuple[torch.Tensor, int, Any]]
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def widen_dynamic(
-    model: torch.nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    dynamic_shapes: Any,
-    found: Dims,
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    model: torch.nn.Module, inputs: Inputs, dynamic_shapes: Any, found: Dims
+) -> Inputs:
     """Expand every dynamic dimension of size 1 to 2, because the tracer specialises 0 and 1.
 
     Every dynamic dimension is added to `found` with the tensor that it belongs to.
     """
+    args, kwargs = inputs
     try:
         bound = inspect.signature(model.forward).bind(*args, **kwargs)
     except TypeError as error:
         name = type(model).__name__
         raise CaptureError(f"{name}.forward does not take these inputs: {error}") from error
     if not dynamic_shapes:
-        return args, kwargs
+        return inputs
     if not isinstance(dynamic_shapes, Mapping):
         dynamic_shapes = dict(zip(bound.arguments, dynamic_shapes, strict=False))
     for name, item in bound.arguments.items():
@@ -42,11 +40,11 @@ def widen_dynamic(
 
 def _widen(item: Any, dims: Any, found: Dims) -> Any:
     if isinstance(item, torch.Tensor):
-        named = dict(dims if isinstance(dims, Mapping) else enumerate(dims or ()))
+        given = dims.items() if isinstance(dims, Mapping) else enumerate(dims or ())
         named = {
             axis: dim
-            for axis, dim in named.items()
-            if not (dim is None or isinstance(dim, int) or dim == Dim.STATIC)
+            for axis, dim in given
+            if not (isinstance(dim, int | None) or dim == Dim.STATIC)
         }
         for axis in named:
             if item.shape[axis] == 1:
@@ -73,6 +71,5 @@ def dim_names(graph_module: GraphModule, inputs: list[Any], dims: Dims) -> dict[
             if isinstance(size, torch.SymInt) and str(size) not in names:
                 unnamed = "batch" if axis == 0 else f"{node.name}_{axis}"
                 name = dim.__name__ if isinstance(dim, Dim) else unnamed
-                taken = name in names.values()
-                names[str(size)] = f"{node.name}_{name}" if taken else name
+                names[str(size)] = f"{node.name}_{name}" if name in names.values() else name
     return names

@@ -32,8 +32,7 @@ def functionalize(program: ExportedProgram, model: str) -> ExportedProgram:
     try:
         functional: ExportedProgram = program.run_decompositions({})
     except Exception as error:
-        message = f"{model} cannot be made functional: {first_line(error)}"
-        raise CaptureError(message) from error
+        raise CaptureError(f"{model} cannot be made functional: {first_line(error)}") from error
     return functional
 
 
@@ -92,23 +91,20 @@ def find_dead_code(traced: Graph, functional: Graph) -> PassReport:
     if the functional graph holds nothing made from it either.
     """
     kept: set[Node | str] = set()
-    for node in functional.nodes:
-        # A parameter is recorded as made from its first reader, which may be dead.
-        made = node.op == "call_function"
-        pending = list(node.meta.get("from_node") or ()) if made else []
-        while pending:
-            origin = pending.pop()
-            kept.add(origin.name)
-            pending.extend(origin.from_node)
-    pending_nodes = [node for node in traced.nodes if node.op == "output" or node.name in kept]
-    while pending_nodes:
-        for read in pending_nodes.pop().all_input_nodes:
-            if read not in kept:
-                kept.add(read)
-                pending_nodes.append(read)
-    dead = [node for node in traced.nodes if is_call(node) and not {node, node.name} & kept]
+    # A parameter is recorded as made from its first reader, which may be dead.
+    made = (node for node in functional.nodes if node.op == "call_function")
+    pending = [origin for node in made for origin in node.meta.get("from_node") or ()]
+    while pending:
+        origin = pending.pop()
+        kept.add(origin.name)
+        pending.extend(origin.from_node)
+    for node in reversed(traced.nodes):
+        if node.op == "output" or {node, node.name} & kept:
+            kept.update(node.all_input_nodes)
     branches: list[list[Node]] = []
-    for node in dead:
+    for node in traced.nodes:
+        if not is_call(node) or {node, node.name} & kept:
+            continue
         joined = [branch for branch in branches if set(branch) & set(node.all_input_nodes)]
         branches = [branch for branch in branches if branch not in joined]
         branches.append([*(item for branch in joined for item in branch), node])
@@ -125,9 +121,7 @@ def _use_batch_norm(node: Node) -> None:
     tensors = ("input", "weight", "bias", "running_mean", "running_var")
     args = (*(bound[name] for name in (*tensors, "training", "momentum", "eps")), False)
     with node.graph.inserting_before(node):
-        norm = node.graph.create_node(
-            "call_function", aten.batch_norm.default, args, name="batch_norm"
-        )
+        norm = node.graph.call_function(aten.batch_norm.default, args, name="batch_norm")
     norm.meta = {**node.meta, "val": node.meta["val"][0]}
     for item in list(node.users):
         if item.target is operator.getitem and item.args[1] == 0:

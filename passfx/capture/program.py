@@ -15,14 +15,14 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from passfx.capture.dynamic import Dims, dim_names, widen_dynamic
+from passfx.capture.dynamic import Dims, Inputs, dim_names, widen_dynamic
 from passfx.capture.functional import (
     find_dead_code,
     functionalize,
@@ -101,7 +101,7 @@ def capture(
             buffers in eval mode; the message names the line of the user's code where one is known.
     """
     dims: Dims = []
-    inputs = tuple(args), dict(kwargs or {})
+    inputs: Inputs = tuple(args), dict(kwargs or {})
     if isinstance(model, ExportedProgram):
         program = model
         if inputs == ((), {}):
@@ -111,8 +111,8 @@ def capture(
     else:
         if hasattr(dynamic_shapes, "dynamic_shapes"):  # ShapesCollection, AdditionalInputs
             dynamic_shapes = dynamic_shapes.dynamic_shapes(model, *inputs)
-        inputs = widen_dynamic(model, *_distinct(model, *inputs), dynamic_shapes, dims)
-        program = _export(model, *inputs, dynamic_shapes)
+        inputs = widen_dynamic(model, _distinct(model, *inputs), dynamic_shapes, dims)
+        program = _export(model, inputs, dynamic_shapes)
     name, traced = type(model).__name__, program.graph
     with quiet():
         program = functionalize(program, name)
@@ -131,9 +131,7 @@ def capture(
     )
 
 
-def _distinct(
-    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _distinct(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
     """The inputs as different tensors, keywords in the order of `forward`.
 
     The tracer takes a tensor that is given twice for one input, and a graph takes by place what it
@@ -148,23 +146,20 @@ def _distinct(
 
     parameters = [name for name in inspect.signature(model.forward).parameters if name in kwargs]
     ordered = {name: kwargs[name] for name in (*parameters, *kwargs)}
-    distinct: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(once, (args, ordered))
-    return distinct
+    return cast(Inputs, pytree.tree_map(once, (args, ordered)))
 
 
-def _export(
-    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
-) -> ExportedProgram:
+def _export(model: torch.nn.Module, inputs: Inputs, dynamic_shapes: Any) -> ExportedProgram:
     hooks = torch.nn.modules.module._global_buffer_registration_hooks
     registered = dict(hooks)
     try:
         # On a failure the tracer prints what it has traced so far.
         with _eval_mode(model), quiet(), torch.no_grad(), redirect_stderr(StringIO()):
-            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+            return torch.export.export(model, *inputs, dynamic_shapes=dynamic_shapes)
     except Exception as error:
         hooks.clear()  # torch 2.11 leaves a hook behind that breaks the model's own buffers
         hooks.update(registered)
-        raise CaptureError(_explain(error, model, args, kwargs)) from error
+        raise CaptureError(_explain(error, model, inputs)) from error
 
 
 @contextmanager
@@ -180,20 +175,18 @@ def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _explain(
-    error: Exception, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> str:
+def _explain(error: Exception, model: torch.nn.Module, inputs: Inputs) -> str:
     """One sentence: what failed, at which line of the user's code, on which inputs."""
     name, reason, line = type(model).__name__, named_line(error), _user_line(error)
     at = f" at {line}" if line else ""
     try:
         with _eval_mode(model), torch.no_grad():
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-            torch.func.functional_call(model, buffers, *copy.deepcopy((args, kwargs)))
+            torch.func.functional_call(model, buffers, *copy.deepcopy(inputs))
     except Exception:
         shapes = [
             f"{dtype_name(item.dtype)} {'x'.join(map(str, item.shape)) or 'scalar'}"
-            for item in tensors(pytree.tree_leaves((args, kwargs)))
+            for item in tensors(pytree.tree_leaves(inputs))
         ]
         return f"{name} itself fails on inputs of {', '.join(shapes)}{at}: {reason}"
     advice = ""

@@ -6,7 +6,7 @@ one new node reads it, so weights shared between layers stay what they were.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -121,15 +121,12 @@ class Editor:
 
     def call(self, target: OpOverload, *args: Any, **kwargs: Any) -> Node:
         """Insert an operator call in the open edit and infer its metadata."""
-        edit = self._open_edit()
-        name = target.overloadpacket.__name__
-        node = self.graph.create_node("call_function", target, args, kwargs, name=name)
-        edit.added.append(node)
         fake_args, fake_kwargs = map_arg((args, kwargs), value)
         # Without the Python dispatcher ATen infers no symbolic sizes of an interpolation.
         with _fake_mode(self.graph), enable_python_dispatcher(), torch.no_grad():
-            self._stamp(node, edit, target(*fake_args, **fake_kwargs))
-        return node
+            fake = target(*fake_args, **fake_kwargs)
+        name = target.overloadpacket.__name__
+        return self._insert(fake, "call_function", target, args, kwargs, name)
 
     def again(self, node: Node, new: Mapping[Node, Node | None]) -> Node:
         """Insert a node's operator once more, with some of the nodes that it reads replaced."""
@@ -139,11 +136,8 @@ class Editor:
 
     def item(self, parts: Node, index: int) -> Node:
         """Insert the reading of one result of an operator that has several, such as a split."""
-        edit = self._open_edit()
-        node = self.graph.call_function(operator.getitem, (parts, index))
-        edit.added.append(node)
-        self._stamp(node, edit, value(parts)[index])
-        return node
+        fake = value(parts)[index]
+        return self._insert(fake, "call_function", operator.getitem, (parts, index))
 
     def constant(self, exact: Tensor, dtype: torch.dtype, name: str) -> Node:
         """Attach a tensor, rounded once to `dtype`, and insert the node that reads it.
@@ -154,16 +148,15 @@ class Editor:
         edit = self._open_edit()
         tensor = exact.detach().to(dtype).contiguous()
         target = _attach(self.graph_module, name, tensor)
-        node = self.graph.get_attr(target)
-        edit.added.append(node)
+        fake = _fake_mode(self.graph).from_tensor(tensor, static_shapes=True)
+        node = self._insert(fake, "get_attr", target)
         edit.exact[node] = exact.detach()
-        self._stamp(node, edit, _fake_mode(self.graph).from_tensor(tensor, static_shapes=True))
         node.meta[_WANTED_NAME] = name
         return node
 
     def finish(self) -> None:
         """Detach constants that no node reads, give new ones the names this frees, recompile."""
-        used = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
+        used = {str(node.target) for node in self.graph.find_nodes(op="get_attr")}
         for path, module in self.graph_module.named_modules():
             tensors = [name for name, item in vars(module).items() if isinstance(item, Tensor)]
             for name in [*module._parameters, *module._buffers, *tensors]:
@@ -175,9 +168,8 @@ class Editor:
                 continue
             renamed = _attach(self.graph_module, wanted, attribute(self.graph_module, current))
             used.add(renamed)
-            for reader in self.graph.nodes:
-                if reader.op == "get_attr" and reader.target == current:
-                    reader.target = renamed
+            for reader in self.graph.find_nodes(op="get_attr", target=current):
+                reader.target = renamed
             parent, _, name = current.rpartition(".")
             delattr(self.graph_module.get_submodule(parent), name)
         self.graph_module.recompile()
@@ -186,8 +178,11 @@ class Editor:
         assert self._edit is not None, "the graph is only written inside an edit"
         return self._edit
 
-    def _stamp(self, node: Node, edit: Edit, fake: Any) -> None:
-        """Metadata: the node's value, and the module and line of the old node it continues."""
+    def _insert(self, fake: Any, *made: Any) -> Node:
+        """Add a node, with its value, and the module and line of the old node it continues."""
+        edit = self._open_edit()
+        node = self.graph.create_node(*made)
+        edit.added.append(node)
         like = (old for old in edit.match.nodes if old.target == node.target)
         origin = next(like, edit.match.at)
         node.meta["val"] = fake
@@ -196,6 +191,7 @@ class Editor:
                 node.meta[key] = origin.meta[key]
         by = f"passfx.{self._pass_name}", NodeSourceAction.REPLACE
         node.meta["from_node"] = [NodeSource(source, *by) for source in edit.match.nodes]
+        return node
 
     def _type_change(self, edit: Edit) -> str | None:
         for old, new in edit.replacements.items():
@@ -204,21 +200,11 @@ class Editor:
         return None
 
     def _commit(self, edit: Edit, error: float | None) -> None:
+        """Repoint, then erase the nodes without users, and the constants that only they read."""
         for old, new in edit.replacements.items():
             old.replace_all_uses_with(new)
-        removed = self._erase_unused(reversed(edit.match.nodes))
-        added = tuple(node.name for node in edit.added if node.op != "get_attr")
-        at, what = edit.match.at, edit.match.what
-        self.rewrites.append(Rewrite(at.name, module_path(at), what, removed, added, error))
-
-    def _undo(self, edit: Edit) -> None:
-        for node in reversed(edit.added):
-            self.graph.erase_node(node)
-
-    def _erase_unused(self, nodes: Iterable[Node]) -> tuple[str, ...]:
-        """Erase the nodes without users, then the constants that only they read."""
-        removed = []
-        for node in nodes:
+        removed: list[str] = []
+        for node in reversed(edit.match.nodes):
             if node.users or node.op == "placeholder" or node._erased:
                 continue
             constants = [read for read in node.all_input_nodes if is_constant(read)]
@@ -227,7 +213,14 @@ class Editor:
             for read in constants:
                 if not read.users:
                     self.graph.erase_node(read)
-        return tuple(removed[::-1])
+        added = tuple(node.name for node in edit.added if node.op != "get_attr")
+        at, what = edit.match.at, edit.match.what
+        names = tuple(reversed(removed)), added
+        self.rewrites.append(Rewrite(at.name, module_path(at), what, *names, error))
+
+    def _undo(self, edit: Edit) -> None:
+        for node in reversed(edit.added):
+            self.graph.erase_node(node)
 
 
 _WANTED_NAME = "passfx_name"

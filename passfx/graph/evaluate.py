@@ -28,9 +28,7 @@ def widen(item: Any) -> Any:
     """A floating tensor or dtype in double precision; anything else as it is."""
     if isinstance(item, torch.Tensor):
         return item.detach().to(_WIDE.get(item.dtype, item.dtype))
-    if isinstance(item, torch.dtype):
-        return _WIDE.get(item, item)
-    return item
+    return _WIDE.get(item, item) if isinstance(item, torch.dtype) else item
 
 
 @contextmanager

@@ -44,11 +44,9 @@ def op_name(node: Node) -> str:
 
 def arguments(node: Node) -> dict[str, Any]:
     """Every argument of an operator call by its schema name, defaults filled in."""
-    target = cast(torch._ops.OpOverload, node.target)
-    schema = target._schema.arguments
-    bound = {argument.name: argument.default_value for argument in schema} | node.kwargs
-    names = [argument.name for argument in schema]
-    return bound | dict(zip(names, node.args, strict=False))
+    schema = cast(torch._ops.OpOverload, node.target)._schema
+    bound = {item.name: item.default_value for item in schema.arguments} | node.kwargs
+    return bound | dict(zip(bound, node.args, strict=False))
 
 
 def parameters(node: Node) -> list[Any]:
@@ -131,9 +129,8 @@ def reached(start: Node, step: Callable[[Node], Iterable[Node]]) -> list[Node]:
 
 def source_line(node: Node) -> str | None:
     """`file.py:12` of the user's code that made the node, where the trace recorded it."""
-    frames = re.findall(
-        r'^ *File "(.+)", line (\d+)', node.meta.get("stack_trace") or "", re.MULTILINE
-    )
+    trace = node.meta.get("stack_trace") or ""
+    frames = re.findall(r'^ *File "(.+)", line (\d+)', trace, re.MULTILINE)
     return ":".join(frames[-1]) if frames else None
 
 

@@ -157,15 +157,12 @@ class _Race:
             if isinstance(source.model, ExportedProgram)
             else copy.deepcopy(source.model).eval()
         )
-        self._enter("PyTorch", lambda: _Contestant(self._torch(model, args, kwargs), ours))
+        self._enter("PyTorch", lambda: self._torch(model, args, kwargs, ours))
         if self.settings.compile:
             mode = COMPILE_MODES[self.target]
-            self._enter(
-                f"torch.compile ({mode})",
-                lambda: _Contestant(
-                    self._torch(model, args, kwargs, partial(torch.compile, mode=mode)), ours
-                ),
-            )
+            compiled = partial(torch.compile, model, mode=mode)
+            name = f"torch.compile ({mode})"
+            self._enter(name, lambda: self._torch(compiled(), args, kwargs, ours))
         self._enter(PLAIN, lambda: self._plain(source.model, args, kwargs, plain))
         self._enter("passfx", lambda: self._session(ours, self.untuned))
         if self.settings.tune_budget:
@@ -174,10 +171,8 @@ class _Race:
     def enter_file(self, file: Path, batch: int | None) -> None:
         """An ONNX file, untuned and as its sidecar says."""
         if not self.inputs:
-            batches = None if batch is None else [batch]
-            drawn = draw_inputs(
-                Session(file).inputs, batches, self.settings.shapes, self.settings.seed
-            )
+            batches, given = None if batch is None else [batch], self.settings
+            drawn = draw_inputs(Session(file).inputs, batches, given.shapes, given.seed)
             (self.inputs,) = drawn.values()
             self.reference = open_session(file).run(self.inputs)
         sidecar = read_sidecar(file)
@@ -230,21 +225,13 @@ class _Race:
 
     def _session(self, path: Path, options: Options) -> _Contestant:
         inputs = [item.to(self.place) for item in self.inputs]
-
-        def opened() -> AbstractContextManager[Ready]:
-            session = Session(path, options, device=self.settings.device)
-            return nullcontext(lambda: session.run(inputs))
-
-        return _Contestant(opened, path)
+        session = partial(Session, path, options, device=self.settings.device)
+        return _Contestant(lambda: nullcontext(partial(session().run, inputs)), path)
 
     def _tuned(self, path: Path) -> _Contestant:
-        settings = TuneSettings(
-            self.target.name,
-            [self.inputs[0].shape[0]],
-            budget=self.settings.tune_budget,
-            device=self.settings.device,
-            seed=self.settings.seed,
-        )
+        batches, budget = [self.inputs[0].shape[0]], self.settings.tune_budget
+        device, seed = self.settings.device, self.settings.seed
+        settings = TuneSettings(self.target.name, batches, budget=budget, device=device, seed=seed)
         tuned = tune(path, settings)
         return self._session(tuned.sidecar.model_path, tuned.sidecar.options)
 
@@ -256,17 +243,10 @@ class _Race:
         )
         return self._session(path, self.untuned)
 
-    def _torch(
-        self,
-        model: torch.nn.Module,
-        args: Any,
-        kwargs: Any,
-        prepare: Callable[[torch.nn.Module], Any] = lambda model: model,
-    ) -> Callable[[], AbstractContextManager[Ready]]:
+    def _torch(self, model: Any, args: Any, kwargs: Any, path: Path) -> _Contestant:
         """A module on the provider's device; a run is over when the device is done."""
-        place = partial(pytree.tree_map_only, Tensor, lambda item: item.to(self.place))
-        run = prepare(model.to(self.place))
-        args, kwargs = place(args), place(kwargs)
+        run, place = model.to(self.place), partial(Tensor.to, device=self.place)
+        args, kwargs = pytree.tree_map_only(Tensor, place, (args, kwargs))
 
         def once() -> Sequence[Tensor]:
             with torch.inference_mode():
@@ -275,7 +255,7 @@ class _Race:
                 torch.cuda.synchronize(self.place)
             return results
 
-        return lambda: nullcontext(once)
+        return _Contestant(lambda: nullcontext(once), path)
 
 
 def _batched(item: Any, *, batch: int | None) -> Any:

@@ -181,12 +181,9 @@ def optimize_source(spec: SourceSpec, plan: Plan, progress: Progress = silent) -
     found = capture_source(spec, plan.target, progress)
     seconds = dict(found.report.seconds)
     with timed(seconds, "passes"):
-        module, passes = optimize_graph(
-            found.captured, plan.passes, verify=plan.verify, progress=progress
-        )
+        module, passes = optimize_graph(found.captured, plan.passes, plan.verify, progress)
     InputCheck.of(found.captured, module).attach(module)
-    after = graph_cost(module)
-    report = replace(found.report, after=after, passes=passes, seconds=seconds)
+    report = replace(found.report, after=graph_cost(module), passes=passes, seconds=seconds)
     return replace(found, module=module, report=report)
 
 

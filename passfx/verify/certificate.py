@@ -42,10 +42,12 @@ def certify(edit: Edit) -> Certificate:
         return Certificate(None)
     nodes = [*edit.match.nodes, *edit.added]
     constants = {node: widen(exact) for node, exact in edit.exact.items()}
-    reads = [read for node in nodes for read in node.all_input_nodes]
-    evaluate(filter(is_constant, [*reads, *edit.replacements.values()]), constants)
+    reads = {read for node in nodes for read in node.all_input_nodes}
+    reads.update(edit.replacements.values())
+    evaluate(filter(is_constant, reads), constants)
+    frontier = sorted(read for read in reads.difference(nodes) if not is_constant(read))
     error = 0.0
-    for inputs in _draw_inputs(edit):
+    for inputs in _draw_inputs(edit, frontier, set(nodes)):
         values = {**inputs, **constants}
         try:
             evaluate(nodes, values)
@@ -62,11 +64,9 @@ def _largest(tensor: Tensor) -> float:
     return float(tensor.abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0
 
 
-def _draw_inputs(edit: Edit) -> Iterator[dict[Node, Any]]:
-    inside = {*edit.match.nodes, *edit.added}
-    reads = {read for node in inside for read in node.all_input_nodes}
-    reads.update(edit.replacements.values())
-    frontier = sorted(read for read in reads if read not in inside and not is_constant(read))
+def _draw_inputs(
+    edit: Edit, frontier: Sequence[Node], inside: set[Node]
+) -> Iterator[dict[Node, Any]]:
     generator = torch.Generator().manual_seed(_SEED)
     for shapes in _shapes(edit, frontier, inside):
         pairs = zip(frontier, shapes, strict=True)
@@ -97,9 +97,8 @@ def _free_rank(edit: Edit, frontier: Sequence[Node], inside: set[Node]) -> int |
     layers and elementwise operators) any axis may be the channels.
     """
     calls = [node for node in inside if not is_constant(node)]
-    if not (edit.match.any_size and len(frontier) == 1 and calls):
-        return None
-    if not all(is_call(node, *_ANY_SIZE) for node in calls):
+    alike = all(is_call(node, *_ANY_SIZE) for node in calls)
+    if not (edit.match.any_size and len(frontier) == 1 and alike):
         return None
     weights = (_weight(node) for node in calls if is_call(node, *_CONVS))
     return max((weight.ndim - 2 for weight in weights), default=None)

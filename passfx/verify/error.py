@@ -27,17 +27,13 @@ def relative_error(result: Any, reference: Any) -> float:
     if not reference.dtype.is_floating_point and not reference.is_complex():
         return float((result != reference).double().mean())
     result, reference = widen(result), widen(reference)
-    worst, scale = float((result - reference).abs().max()), float(reference.abs().max())
-    if not (math.isfinite(worst) and math.isfinite(scale)):
-        finite = reference.isfinite()
-        if not torch.equal(finite, result.isfinite()) or not torch.equal(
+    finite = reference.isfinite()
+    if not (finite.all() and result.isfinite().all()):
+        alike = torch.equal(finite, result.isfinite()) and torch.equal(
             result[~finite].nan_to_num(), reference[~finite].nan_to_num()
-        ):
-            return math.inf
-        if not finite.any():
-            return 0.0
-        result, reference = result[finite], reference[finite]
-        worst, scale = float((result - reference).abs().max()), float(reference.abs().max())
+        )
+        return relative_error(result[finite], reference[finite]) if alike else math.inf
+    worst, scale = float((result - reference).abs().max()), float(reference.abs().max())
     return worst / scale if scale else worst
 
 

@@ -89,16 +89,10 @@ def parity(
         key=lambda errors: (errors.relative > errors.tolerance(rtol), errors.relative),
         default=_OutputErrors(),
     )
-    tolerance = worst.tolerance(rtol)
-    return Parity(
-        provider=provider,
-        samples=samples,
-        max_abs_error=max((errors.absolute for errors in outputs), default=0.0),
-        rel_error=worst.relative,
-        baseline_rel_error=worst.baseline,
-        tolerance=tolerance,
-        passed=worst.relative <= tolerance,
-    )
+    error, tolerance = worst.relative, worst.tolerance(rtol)
+    largest = max((errors.absolute for errors in outputs), default=0.0)
+    passed = error <= tolerance
+    return Parity(provider, samples, largest, error, worst.baseline, tolerance, passed)
 
 
 @dataclass
@@ -159,8 +153,7 @@ def _resize(size: Any, step: Callable[[int], int], captured: Captured) -> int:
 def _resample(given: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """A tensor of `shape` with elements drawn from `given`, so that they stay in its domain."""
     flat = given.detach().cpu().reshape(-1)
-    count = math.prod(shape)
     if given.dtype.is_floating_point and (not flat.numel() or bool((flat == flat[0]).all())):
         return torch.randn(shape, generator=generator).to(given)
-    chosen = torch.randint(0, max(1, flat.numel()), (count,), generator=generator)
+    chosen = torch.randint(0, max(1, flat.numel()), (math.prod(shape),), generator=generator)
     return flat[chosen].reshape(shape).to(given.device)
