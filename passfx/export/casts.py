@@ -82,12 +82,10 @@ class Conversion:
             return value
         if (value, dtype) not in self._converted:
             graph = self.model.graph
-            array = weight(value)
             name = f"{value.name}_{self.format.name if dtype != FULL else 'float32'}"
-            if array is not None:
+            if (array := weight(value)) is not None:
                 tensor = ir.tensor(array.astype(dtype.numpy()), dtype=dtype, name=name)
-                kind = ir.TensorType(dtype)
-                converted = ir.Value(name=name, shape=value.shape, type=kind, const_value=tensor)
+                converted = ir.val(name, const_value=tensor)
                 graph.register_initializer(converted)
             else:
                 cast = cast_to(value, dtype, f"{name}_cast", name)

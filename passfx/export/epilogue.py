@@ -116,15 +116,10 @@ def _shortcut(conv: ir.Node, add: ir.Node) -> ir.Value:
 def _fuse(graph: ir.Graph, conv: ir.Node, add: ir.Node | None, activation: ir.Node) -> Rewrite:
     inputs = list(conv.inputs)
     if add is not None:
-        inputs = [*inputs, *[None] * (3 - len(inputs)), _shortcut(conv, add)]
-    fused = ir.Node(
-        DOMAIN,
-        "FusedConv",
-        inputs,
-        [*conv.attributes.values(), ir.AttrString("activation", activation.op_type)],
-        name=activation.name,
-        metadata_props=dict(conv.metadata_props),
-    )
+        inputs += [*[None] * (3 - len(inputs)), _shortcut(conv, add)]
+    attributes = [*conv.attributes.values(), ir.AttrString("activation", activation.op_type)]
+    name, props = activation.name, dict(conv.metadata_props)
+    fused = ir.Node(DOMAIN, "FusedConv", inputs, attributes, name=name, metadata_props=props)
     what = f"conv + {'shortcut + ' if add is not None else ''}{activation.op_type.lower()}"
     removed = [node for node in (conv, add, activation) if node is not None]
     return _replace(graph, conv, f"{what} → FusedConv", removed, [fused])

@@ -49,8 +49,7 @@ def to_exported_program(graph_module: GraphModule, captured: Captured) -> Export
         copies[node] = by_target[target]
     for node in nodes:
         if node.op == "output":
-            results = graph.output(graph.node_copy(node, copies.__getitem__).args[0])
-            graph.erase_node(results.prev)
+            graph.output(torch.fx.node.map_arg(node.args[0], copies.__getitem__))
         elif node not in copies:
             copies[node] = graph.node_copy(node, copies.__getitem__)
             if node.op == "placeholder":
@@ -99,9 +98,8 @@ def export_onnx(
         ("output", settings.output_names, captured.output_names),
     ):
         if given is not None and len(given) != len(own):
-            raise ExportError(
-                f"the model has {len(own)} {kind}(s) ({', '.join(own)}), not {len(given)}"
-            )
+            has = f"the model has {len(own)} {kind}(s) ({', '.join(own)})"
+            raise ExportError(f"{has}, not {len(given)}")
     fakes = tensors(map(value, graph_module.graph.nodes))
     if settings.opset < _BFLOAT16_OPSET and torch.bfloat16 in {fake.dtype for fake in fakes}:
         raise ExportError(
@@ -123,9 +121,8 @@ def export_onnx(
         # The innermost one: the exporter's own message is mostly advice for its maintainers.
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise ExportError(
-            f"torch's ONNX exporter cannot write this model: {named_line(cause)}"
-        ) from error
+        reason = f"torch's ONNX exporter cannot write this model: {named_line(cause)}"
+        raise ExportError(reason) from error
     assert program is not None
     model = program.model
     _name_dims(model, captured)
@@ -183,8 +180,7 @@ def summarize(path: Path) -> OnnxReport:
         ExportError: it is not an ONNX file.
     """
     model = load_graph(path)
-    counts = Counter(node.op_type for node in model.graph.node)
-    ops = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    ops = dict(Counter(sorted(node.op_type for node in model.graph.node)).most_common())
     opsets = (item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
     size = sum(file.stat().st_size for file in (path, *external_files(path)))
     return OnnxReport(str(path), size, len(model.graph.node), ops, next(opsets, None))

@@ -99,14 +99,13 @@ class LowerPrecision(FilePass):
         if not lowered:
             if any(value.dtype == chosen.dtype for value in casts.all_values(model.graph)):
                 return [], choice.refusals()
-            reason = next((f": {refusal.reason}" for refusal in choice.refusals()), None)
-            because = reason or ", it has none in float32"
+            reasons = (f": {refusal.reason}" for refusal in choice.refusals())
+            because = next(reasons, ", it has none in float32")
             raise ExportError(f"no operator of this model can be in {chosen.name}{because}")
         conversion = Conversion(model, chosen, lowered, self.half_io)
         conversion.apply()
         counts = f"{len(lowered)} of {len(choice.nodes)} operators in {chosen.name}"
-        what = f"{counts}, {conversion.casts} casts"
-        return [Rewrite("graph", "", what, (), (), None)], choice.refusals()
+        return [Rewrite("graph", "", f"{counts}, {conversion.casts} casts")], choice.refusals()
 
 
 class _Choice:
@@ -115,7 +114,7 @@ class _Choice:
     def __init__(self, model: ir.Model, chosen: Format) -> None:
         self._model = model
         self._format = chosen
-        self.nodes = dict.fromkeys(node for node in model.graph if _is_float(node))
+        self.nodes = dict.fromkeys(filter(_is_float, model.graph))
         self.kept: dict[ir.Node, str] = {}
 
     def refusals(self) -> list[Refusal]:

@@ -53,8 +53,7 @@ def measure_losses(
     results = [item for node in nodes for item in builder.losses(twins[node])]
     probe.graph.outputs.clear()
     probe.graph.outputs.extend(results)
-    found = [np.array(item, dtype=np.float64) for item in run(probe, samples)]
-    rows = np.max(found, axis=0).reshape(-1, 3)
+    rows = np.array(run(probe, samples), dtype=np.float64).max(axis=0).reshape(-1, 3)
     return {node: Loss(*row) for node, row in zip(nodes, rows, strict=True)}
 
 
@@ -76,17 +75,12 @@ class _Builder:
     def _error(
         self, node: ir.Node, result: ir.Value, is_rounded: Callable[[ir.Value | None], bool]
     ) -> ir.Value:
-        inputs = [
-            self._round(read) if is_full(read) and is_rounded(read) else read
-            for read in node.inputs
-        ]
+        inputs = [self._round(x) if is_full(x) and is_rounded(x) else x for x in node.inputs]
         again = result
         if node.op_type not in MOVES and inputs != list(node.inputs):
-            count, index = len(node.outputs), node.outputs.index(result)
-            again = self._append(
-                ir.Node(node.domain, node.op_type, inputs, node.attributes, num_outputs=count),
-                index,
-            )
+            count = len(node.outputs)
+            twin = ir.Node(node.domain, node.op_type, inputs, node.attributes, num_outputs=count)
+            again = self._append(twin, node.outputs.index(result))
         return self._largest(self._append(ir.Node("", "Sub", [self._round(again), result])))
 
     def _round(self, value: ir.Value) -> ir.Value:

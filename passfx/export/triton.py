@@ -109,10 +109,8 @@ def write_triton(model: Path, repository: Path, settings: TritonSettings) -> Dep
             shutil.copyfile(model, built / version / "model.onnx")
             for data in external_files(model):
                 shutil.copyfile(data, built / version / data.name)
-            if folder.exists():
-                os.replace(built / version, folder / version)
-            else:
-                os.replace(built, folder)
+            own = version if folder.exists() else ""  # a new model moves with its configuration
+            os.replace(built / own, folder / own)
     return Deployment(folder, (described, *sorted((folder / version).iterdir())), ignored)
 
 
@@ -136,13 +134,13 @@ def triton_config(model: Path, settings: TritonSettings) -> tuple[Any, tuple[str
     config = pb.ModelConfig(name=settings.name, backend="onnxruntime", max_batch_size=most)
     for kind, values in ends.items():
         for item in values:
-            dims = [size if isinstance(size, int) else -1 for size in shapes[item.name]]
+            shape = shapes[item.name][1 if most else 0 :]
+            dims = [size if isinstance(size, int) else -1 for size in shape]
             name = onnx.TensorProto.DataType.Name(item.type.tensor_type.elem_type)
             try:
                 data_type = pb.DataType.Value(f"TYPE_{_TYPES.get(name, name)}")
             except ValueError as error:
                 raise ExportError(f"Triton has no type for {item.name}") from error
-            dims = dims[1:] if most else dims
             getattr(config, kind).add(name=item.name, data_type=data_type, dims=dims)
     if most:
         config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay

@@ -48,11 +48,10 @@ class FoldConstants(Pass):
     def match(self, node: Node) -> Found:
         nodes = tuple(reached(node, lambda item: item.all_input_nodes))
         freed = (item for item in nodes if is_constant(item) and {*item.users} <= {*nodes})
-        values: dict[Node, Any] = {}
-        native: dict[Node, Any] = {}
         size = known_tensor(node).nbytes
         if size > sum(constant(item).nbytes for item in freed) + _GROWTH_BYTES:
             return refuse(node, f"its {size:,} bytes are more than the constants it frees")
+        values, native = dict[Node, Any](), dict[Node, Any]()
         evaluate(nodes, values)
         evaluate(nodes, native, double=False)
         if not _agree(values[node], native[node]):

@@ -1,7 +1,5 @@
 """Borders that hold a bias."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -17,14 +15,6 @@ from passfx.graph.shapes import hint, known_tensor
 from passfx.passes.base import Found, Pass
 from passfx.verify.certificate import CERTIFICATE_TOLERANCE
 from passfx.verify.error import relative_error
-
-
-@dataclass(frozen=True)
-class _Border:
-    """Layers that read each position alone, first to last, and the amounts padded after them."""
-
-    layers: tuple[Node, ...]
-    amounts: list[int]
 
 
 class PadFirst(Pass):
@@ -52,9 +42,8 @@ class PadFirst(Pass):
         bound = arguments(pad)
         y, rank = bound["self"], known_tensor(bound["self"]).ndim - 2
         written = any(is_call(user, aten.slice_scatter) for user in node.users)
-        if bound.get("mode", "constant") != "constant" or written:
-            return None
-        if pad is node and not bound["value"]:
+        is_zero = pad is node and not bound["value"]
+        if bound.get("mode", "constant") != "constant" or written or is_zero:
             return None
         layers, bias = _layers(y)
         if not layers or not any(any(forms(user)) for user in node.users):
@@ -71,13 +60,14 @@ class PadFirst(Pass):
             return refuse(node, f"its border differs from the bias of {last} by {error:.1e}")
         nodes = tuple(sorted({*layers, *border}))
         what = f"the border of {layers[-1].name} as padding of {layers[0].name}"
-        return Match(node, nodes, what, _Border(layers, bound["pad"]), any_size=False)
+        return Match(node, nodes, what, (layers, bound["pad"]), any_size=False)
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
-        border: _Border = match.data
-        before = forms(border.layers[0])[0].source
-        result = editor.call(aten.constant_pad_nd.default, before, border.amounts, 0.0)
-        for layer in border.layers:
+        # Layers that read each position alone, first to last, and the amounts padded after them.
+        layers, amounts = match.data
+        before = forms(layers[0])[0].source
+        result = editor.call(aten.constant_pad_nd.default, before, amounts, 0.0)
+        for layer in layers:
             before, result = layer, editor.again(layer, {before: result})
         return result
 
@@ -114,6 +104,5 @@ def _border_error(
 ) -> float:
     """How far the border that is written around zeros differs from the bias."""
     zeros = torch.zeros([*map(hint, known_tensor(source).shape)], dtype=torch.float64)
-    values = {source: zeros}
-    evaluate(between, values)
+    evaluate(between, values := {source: zeros})
     return relative_error(values[node], functional.pad(zeros - bias, amounts) + bias)

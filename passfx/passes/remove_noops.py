@@ -68,8 +68,7 @@ def _single_part(node: Node) -> Shorter | None:
     if index != 0 or not is_call(parts, *ops.SPLITS, *_ADAPTIVE_MAX_POOLS):
         return None
     assert isinstance(parts, Node)
-    source = first_input(parts)
-    what = f"{op_name(parts)} changes nothing"
+    source, what = first_input(parts), f"{op_name(parts)} changes nothing"
     return Shorter((parts, node), what, source) if source and same_type(node, source) else None
 
 

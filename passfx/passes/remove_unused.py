@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch.fx import Graph, Node
 
 from passfx.graph.editor import Editor, Match
-from passfx.graph.query import is_constant, is_pure
+from passfx.graph.query import is_constant, is_pure, reached
 from passfx.passes.base import Found, Pass
 
 
@@ -23,22 +23,15 @@ class RemoveUnused(Pass):
             yield self.match(node)
 
     def match(self, node: Node) -> Found:
-        if not _is_unused(node, frozenset()):
+        if node.users or not is_pure(node):
             return None
-        branch = {node}
-        pending = list(node.all_input_nodes)
-        while pending:
-            candidate = pending.pop()
-            if candidate not in branch and _is_unused(candidate, branch):
-                branch.add(candidate)
-                pending.extend(candidate.all_input_nodes)
+        branch: set[Node] = set()
+        for item in reversed(reached(node, lambda item: item.all_input_nodes)):
+            if is_pure(item) and branch.issuperset(item.users):
+                branch.add(item)
         nodes = tuple(sorted(branch))
         calls = sum(not is_constant(item) for item in nodes)
         return Match(node, nodes, f"{calls} operators reach no output")
 
     def rewrite(self, editor: Editor, match: Match) -> None:
         return None
-
-
-def _is_unused(node: Node, removed: set[Node] | frozenset[Node]) -> bool:
-    return is_pure(node) and all(user in removed for user in node.users)

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Graph, Node
 
 from passfx.graph.editor import Editor, Match
@@ -58,11 +57,6 @@ def _freeze(item: Any) -> Any:
 
 
 def _equal(a: Node, b: Node) -> bool:
-    return not is_constant(a) or a.target == b.target or _same_bits(constant(a), constant(b))
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    if a.is_complex():
-        a, b = torch.view_as_real(a), torch.view_as_real(b)
-    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    return torch.equal(a.view(bits), b.view(bits))
+    if not is_constant(a) or a.target == b.target:
+        return True
+    return torch.equal(*(constant(x).contiguous().flatten().view(torch.uint8) for x in (a, b)))

@@ -44,11 +44,9 @@ class Options:
 
     def __post_init__(self) -> None:
         find_target(self.provider, "provider")
-        if self.conv_algo_search not in CONV_ALGO_SEARCHES:
-            known = ", ".join(CONV_ALGO_SEARCHES)
-            raise SourceError(
-                f"the conv_algo_search {self.conv_algo_search!r} is not one of {known}"
-            )
+        search, known = self.conv_algo_search, ", ".join(CONV_ALGO_SEARCHES)
+        if search not in CONV_ALGO_SEARCHES:
+            raise SourceError(f"the conv_algo_search {search!r} is not one of {known}")
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> "Options":
@@ -87,8 +85,8 @@ class Options:
         if not self.spinning:
             chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not self.layout:
-            levels = onnxruntime.GraphOptimizationLevel
-            chosen.graph_optimization_level = levels.ORT_ENABLE_EXTENDED
+            level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            chosen.graph_optimization_level = level
         return chosen
 
     def provider_options(self, device: int) -> dict[str, str]:

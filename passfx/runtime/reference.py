@@ -63,12 +63,8 @@ class _RoundingSession(Session):
         self.provider += ", results rounded to half precision"
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        return super().run(
-            [
-                item.to(port.dtype) if item.is_floating_point() else item
-                for port, item in zip(self.inputs, inputs, strict=True)
-            ]
-        )
+        given = zip(self.inputs, inputs, strict=True)
+        return super().run([x.to(port.dtype) if x.is_floating_point() else x for port, x in given])
 
 
 def open_session(path: Path) -> Runner:
@@ -141,5 +137,5 @@ def _running(path: Path) -> Iterator[None]:
     except RuntimeUnavailableError:
         raise
     except Exception as error:
-        reason = named_line(error.__cause__ or error)
-        raise ExportError(f"{path.name} does not run: {reason}") from error
+        told = f"{path.name} does not run: {named_line(error.__cause__ or error)}"
+        raise ExportError(told) from error

@@ -70,14 +70,8 @@ def read_sidecar(model: Path) -> Sidecar | None:
         found = json.loads(path.read_text(encoding="utf-8"))
         tuned = path.with_name(found["tuned"]["file"])
         fingerprints = {model: found["model"], tuned: found["tuned"]}
-        sidecar = Sidecar(
-            tuned,
-            Options.from_dict(found["options"]),
-            tuple(found["batches"]),
-            found["device"],
-            found["speedup"],
-            tuple(found["results"]),
-        )
+        options, batches = Options.from_dict(found["options"]), tuple(found["batches"])
+        device, speedup, results = found["device"], found["speedup"], tuple(found["results"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(
             f"{path} is not a file that `passfx tune` wrote ({named_line(error)}); "
@@ -90,7 +84,7 @@ def read_sidecar(model: Path) -> Sidecar | None:
             raise SourceError(
                 f"{file} is not what it was when {path} was written; tune again or delete that file"
             )
-    return sidecar
+    return Sidecar(tuned, options, batches, device, speedup, results)
 
 
 def _fingerprint(model: Path) -> dict[str, str]:

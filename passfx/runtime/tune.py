@@ -24,7 +24,7 @@ from passfx.export.precision import LowerPrecision
 from passfx.files import check_writable, write_text, writing
 from passfx.runtime.inputs import draw_inputs
 from passfx.runtime.options import CONV_ALGO_SEARCHES, Options
-from passfx.runtime.race import Open, Run, race, speedup
+from passfx.runtime.race import Run, race, speedup
 from passfx.runtime.reference import open_session, run_model
 from passfx.runtime.session import Session, require_onnxruntime
 from passfx.runtime.sidecar import Sidecar, sidecar_path, sidecar_text
@@ -152,17 +152,13 @@ def tune(
         named = [dict(zip(names, given, strict=True)) for given in inputs.values()]
         variants = _variants(model, Path(folder), settings, named)
         search = _Search(variants, inputs, settings, default)
-        best, gain, skipped = search.run(_AXES[settings.provider], settings.budget, progress)
-        sidecar = Sidecar(
-            model if best.variant == GIVEN else model.with_suffix(".tuned.onnx"),
-            best.options,
-            tuple(inputs),
-            device_name(settings.provider, settings.device),
-            gain,
-            tuple(map(asdict, search.results)),
-        )
+        best, gain, skipped = search.run(progress)
+        device = device_name(settings.provider, settings.device)
+        place = model if best.variant == GIVEN else model.with_suffix(".tuned.onnx")
+        rows = tuple(map(asdict, search.results))
+        sidecar = Sidecar(place, best.options, tuple(inputs), device, gain, rows)
         if best.variant != GIVEN:
-            _save(ir.load(variants[best.variant]), sidecar.model_path)
+            _save(ir.load(variants[best.variant]), place)
     versions = {"onnxruntime": require_onnxruntime().__version__, "torch": torch.__version__}
     write_text(sidecar_path(model), sidecar_text(model, sidecar, versions))
     return Tuned(best, sidecar, tuple(search.results), skipped)
@@ -265,10 +261,9 @@ class _Search:
         self._references = {batch: reference.run(items) for batch, items in given}
         self._inputs = {batch: [item.to(place) for item in items] for batch, items in given}
 
-    def run(
-        self, axes: Mapping[str, Axis], budget: float, progress: Callable[[str], None]
-    ) -> tuple[Trial, float, tuple[str, ...]]:
+    def run(self, progress: Callable[[str], None]) -> tuple[Trial, float, tuple[str, ...]]:
         """The best candidate, how many times as fast it is, and the axes without time."""
+        axes, budget = _AXES[self.settings.provider], self.settings.budget
         best = self.default = self._first()
         end = time.monotonic() + budget * (1 - _FINAL_SHARE)
         skipped = []
@@ -285,8 +280,7 @@ class _Search:
         if best != self.default:
             progress("confirm")
             gains = self._race("confirm", [best], budget * _FINAL_SHARE)[best]
-            gain = geometric_mean(gains)
-            if gain >= _GAIN and min(gains) >= _LOSS:
+            if (gain := geometric_mean(gains)) >= _GAIN and min(gains) >= _LOSS:
                 return best, gain, tuple(skipped)
         return self.default, 1.0, tuple(skipped)
 
@@ -317,8 +311,7 @@ class _Search:
         """Whether a candidate runs and agrees; where not, the record says why."""
         if candidate in self._errors:
             return True
-        rtol = self.settings.rtol
-        tolerance = candidate.tolerance if rtol is None else rtol
+        tolerance = candidate.tolerance if self.settings.rtol is None else self.settings.rtol
         errors: dict[int, float] = {}
         for batch, given in self._inputs.items():
             refused = None
@@ -330,10 +323,8 @@ class _Search:
             except Exception as failure:  # whatever ONNX Runtime raises is about the candidate
                 refused = named_line(failure)
             if refused is not None:
-                error = errors.get(batch)
-                self.results.append(
-                    Result(axis, str(candidate), batch, rel_error=error, refused=refused)
-                )
+                row = Result(axis, str(candidate), batch, None, None, errors.get(batch), refused)
+                self.results.append(row)
                 return False
         self._errors[candidate] = errors
         return True
@@ -344,16 +335,13 @@ class _Search:
         """The speed-up of each candidate over the untuned session, for each batch size."""
         gains: dict[Trial, list[float]] = {item: [] for item in (self.default, *candidates)}
         for batch in self._inputs:
-            contestants: dict[str, Open] = {
-                str(item): partial(self._open, item, batch) for item in gains
-            }
+            contestants = {str(item): partial(self._open, item, batch) for item in gains}
             timings = race(contestants, seconds / len(self._inputs), alone=not self._is_gpu)
             for item, found in gains.items():
                 timing, error = timings[str(item)], self._errors[item][batch]
                 found.append(speedup(timings[str(self.default)], timing))
-                self.results.append(
-                    Result(axis, str(item), batch, 1000 * timing.median, found[-1], error)
-                )
+                row = Result(axis, str(item), batch, 1000 * timing.median, found[-1], error)
+                self.results.append(row)
         return gains
 
     def _open(self, candidate: Trial, batch: int) -> AbstractContextManager[Run]:
