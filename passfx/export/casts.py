@@ -85,7 +85,8 @@ class Conversion:
             name = f"{value.name}_{self.format.name if dtype != FULL else 'float32'}"
             if (array := weight(value)) is not None:
                 tensor = ir.tensor(array.astype(dtype.numpy()), dtype=dtype, name=name)
-                converted = ir.val(name, const_value=tensor)
+                kind = ir.TensorType(dtype)
+                converted = ir.Value(name=name, shape=value.shape, type=kind, const_value=tensor)
                 graph.register_initializer(converted)
             else:
                 cast = cast_to(value, dtype, f"{name}_cast", name)

@@ -1,5 +1,7 @@
 """Borders that hold a bias."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -15,6 +17,14 @@ from passfx.graph.shapes import hint, known_tensor
 from passfx.passes.base import Found, Pass
 from passfx.verify.certificate import CERTIFICATE_TOLERANCE
 from passfx.verify.error import relative_error
+
+
+@dataclass(frozen=True)
+class _Border:
+    """Layers that read each position alone, first to last, and the amounts padded after them."""
+
+    layers: tuple[Node, ...]
+    amounts: list[int]
 
 
 class PadFirst(Pass):
@@ -42,8 +52,9 @@ class PadFirst(Pass):
         bound = arguments(pad)
         y, rank = bound["self"], known_tensor(bound["self"]).ndim - 2
         written = any(is_call(user, aten.slice_scatter) for user in node.users)
-        is_zero = pad is node and not bound["value"]
-        if bound.get("mode", "constant") != "constant" or written or is_zero:
+        if bound.get("mode", "constant") != "constant" or written:
+            return None
+        if pad is node and not bound["value"]:
             return None
         layers, bias = _layers(y)
         if not layers or not any(any(forms(user)) for user in node.users):
@@ -60,14 +71,13 @@ class PadFirst(Pass):
             return refuse(node, f"its border differs from the bias of {last} by {error:.1e}")
         nodes = tuple(sorted({*layers, *border}))
         what = f"the border of {layers[-1].name} as padding of {layers[0].name}"
-        return Match(node, nodes, what, (layers, bound["pad"]), any_size=False)
+        return Match(node, nodes, what, _Border(layers, bound["pad"]), any_size=False)
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
-        # Layers that read each position alone, first to last, and the amounts padded after them.
-        layers, amounts = match.data
-        before = forms(layers[0])[0].source
-        result = editor.call(aten.constant_pad_nd.default, before, amounts, 0.0)
-        for layer in layers:
+        border: _Border = match.data
+        before = forms(border.layers[0])[0].source
+        result = editor.call(aten.constant_pad_nd.default, before, border.amounts, 0.0)
+        for layer in border.layers:
             before, result = layer, editor.again(layer, {before: result})
         return result
 
@@ -104,5 +114,6 @@ def _border_error(
 ) -> float:
     """How far the border that is written around zeros differs from the bias."""
     zeros = torch.zeros([*map(hint, known_tensor(source).shape)], dtype=torch.float64)
-    evaluate(between, values := {source: zeros})
+    values = {source: zeros}
+    evaluate(between, values)
     return relative_error(values[node], functional.pad(zeros - bias, amounts) + bias)
