@@ -13,7 +13,7 @@ from passfx.graph.query import tensor
 from passfx.graph.shapes import same_sizes
 from passfx.passes import PASSES, Pass
 from passfx.record import PassReport, Refusal
-from passfx.target import CPU, Target, find_target
+from passfx.target import CPU, Target
 from passfx.verify.certificate import certify
 
 _ROUNDS = 4
@@ -41,8 +41,8 @@ class Plan:
     """
 
     target: Target = CPU
-    skip: tuple[str, ...] = ()
-    only: tuple[str, ...] | None = None
+    skip: Collection[str] = ()
+    only: Collection[str] | None = None
     verify: bool = True
 
     def __post_init__(self) -> None:
@@ -52,14 +52,6 @@ class Plan:
                 raise SourceError(f"the pass {name!r} is now {_RENAMED[name]!r}")
             if name not in names:
                 raise SourceError(f"there is no pass {name!r}; the passes are {', '.join(names)}")
-
-    @classmethod
-    def of(
-        cls, target: str, skip: Collection[str], only: Collection[str] | None, verify: bool
-    ) -> "Plan":
-        """The plan that a user's options describe."""
-        kept = None if only is None else tuple(only)
-        return cls(find_target(target), tuple(skip), kept, verify)
 
     @property
     def passes(self) -> list[Pass]:

@@ -58,6 +58,9 @@ class TensorInfo:
     dtype: str
     shape: tuple[int | str, ...]
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.dtype} {'x'.join(map(str, self.shape)) or 'scalar'})"
+
 
 @dataclass(frozen=True)
 class OnnxReport:

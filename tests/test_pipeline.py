@@ -53,7 +53,7 @@ def program() -> Captured:
 
 def test_the_passes_of_a_plan_are_for_its_target() -> None:
     assert all(item.target is CPU for item in Plan().passes)
-    assert all(item.target is CUDA for item in Plan.of("cuda", (), None, True).passes)
+    assert all(item.target is CUDA for item in Plan(CUDA).passes)
 
 
 def test_all_passes_run_in_the_order_of_the_table() -> None:

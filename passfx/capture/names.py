@@ -1,6 +1,7 @@
 """Names for the inputs and outputs of a captured graph."""
 
 from collections.abc import Sequence
+from itertools import chain, count
 from typing import Any
 
 from torch.fx import GraphModule
@@ -29,11 +30,9 @@ def output_names(graph_module: GraphModule, taken: Sequence[str]) -> tuple[str, 
         if tensor(result) is not None:
             keys = [_key_name(key) for key in path]
             named = keys and not keys[0].isdigit()
-            wanted = name = "_".join(keys if named else ["output", *keys])
-            number = 1
-            while name in (*taken, *names):
-                name, number = f"{wanted}_{number}", number + 1
-            names.append(name)
+            wanted = "_".join(keys if named else ["output", *keys])
+            tries = chain([wanted], (f"{wanted}_{number}" for number in count(1)))
+            names.append(next(name for name in tries if name not in (*taken, *names)))
     return tuple(names)
 
 

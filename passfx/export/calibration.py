@@ -15,10 +15,7 @@ from passfx.verify.parity import draw_samples
 
 
 def calibration_samples(
-    captured: Captured,
-    names: Sequence[str],
-    path: str | PathLike[str] | None = None,
-    seed: int = 0,
+    captured: Captured, names: Sequence[str], path: str | PathLike[str] | None = None, seed: int = 0
 ) -> list[dict[str, Array]]:
     """Inputs by name: the user's own, or the example inputs and random ones like them.
 

@@ -152,18 +152,16 @@ class _Race:
         self.reference = tensors(run_flat(captured.graph_module, captured.flat_inputs))
         ours, plain = self.folder / "passfx.onnx", self.folder / "plain.onnx"
         optimized.export(ours, self.settings.precision, verify=False)
-        model = (
-            source.model.module()
-            if isinstance(source.model, ExportedProgram)
-            else copy.deepcopy(source.model).eval()
-        )
+        given: Any = source.model
+        is_program = isinstance(given, ExportedProgram)
+        model = given.module() if is_program else copy.deepcopy(given).eval()
         self._enter("PyTorch", lambda: self._torch(model, args, kwargs, ours))
         if self.settings.compile:
             mode = COMPILE_MODES[self.target]
             compiled = partial(torch.compile, model, mode=mode)
             name = f"torch.compile ({mode})"
             self._enter(name, lambda: self._torch(compiled(), args, kwargs, ours))
-        self._enter(PLAIN, lambda: self._plain(source.model, args, kwargs, plain))
+        self._enter(PLAIN, lambda: self._plain(given, args, kwargs, plain))
         self._enter("passfx", lambda: self._session(ours, self.untuned))
         if self.settings.tune_budget:
             self._enter("passfx tuned", lambda: self._tuned(ours))

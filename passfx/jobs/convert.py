@@ -13,7 +13,7 @@ from passfx.jobs.optimize import optimize_source
 from passfx.pipeline import Plan, Progress, silent
 from passfx.report.model import Report
 from passfx.source.spec import SourceSpec
-from passfx.target import CPU
+from passfx.target import CPU, find_target
 
 
 def convert(
@@ -73,15 +73,13 @@ def convert(
         precision, opset, epilogues, fp16_io, accuracy, calibration, verify, rtol, seed,
         input_names, output_names,
     )  # fmt: skip
-    return convert_source(spec, Plan.of(target, skip, only, verify), Path(path), settings, progress)
+    return convert_source(
+        spec, Plan(find_target(target), skip, only, verify), Path(path), settings, progress
+    )
 
 
 def convert_source(
-    spec: SourceSpec,
-    plan: Plan,
-    path: Path,
-    settings: ExportSettings,
-    progress: Progress = silent,
+    spec: SourceSpec, plan: Plan, path: Path, settings: ExportSettings, progress: Progress = silent
 ) -> Report:
     """Load, capture, rewrite, export and prove."""
     from passfx.jobs.export import export_file

@@ -1,6 +1,5 @@
 """An optimised model as a proven file, and the proof of a file that somebody else wrote."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -114,9 +113,10 @@ def _check_signature(path: Path, report: Report, precision: str) -> None:
         if len(found) != len(own) or not any(
             all(map(_agree, found, infos)) for infos in (own, halved(own, precision))
         ):
+            theirs, ours = (", ".join(map(str, infos)) for infos in (found, own))
             raise ExportError(
-                f"{path} has the {kind} {_listed(found)}, but the model has {_listed(own)}; "
-                "give the options that it was made with"
+                f"{path} has the {kind} {theirs}, but the model has {ours}; give the options that "
+                "it was made with"
             )
 
 
@@ -136,10 +136,4 @@ def _agree(found: TensorInfo, own: TensorInfo) -> bool:
         found.dtype == own.dtype
         and len(found.shape) == len(own.shape)
         and all(a == b or isinstance(a, str) for a, b in zip(found.shape, own.shape, strict=True))
-    )
-
-
-def _listed(infos: Sequence[TensorInfo]) -> str:
-    return ", ".join(
-        f"{item.name} ({item.dtype} {'x'.join(map(str, item.shape)) or 'scalar'})" for item in infos
     )

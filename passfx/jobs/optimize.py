@@ -22,7 +22,7 @@ from passfx.report.build import captured_report, timed
 from passfx.report.model import Report
 from passfx.source.load import load_source
 from passfx.source.spec import SourceSpec
-from passfx.target import CPU, Target
+from passfx.target import CPU, Target, find_target
 from passfx.verify.parity import parity
 
 
@@ -144,7 +144,7 @@ def optimize(
         CaptureError: the model cannot be captured.
         VerificationError: the result disagrees with the model.
     """
-    plan = Plan.of(target, skip, only, verify)
+    plan = Plan(find_target(target), skip, only, verify)
     spec = SourceSpec(model, args, kwargs, dynamic_shapes=dynamic_shapes)
     optimized = optimize_source(spec, plan)
     if not verify:

@@ -46,11 +46,8 @@ def speedup(before: Timing, after: Timing) -> float:
     Blocks of the same turn were measured one after the other, so that a slow minute of a shared
     machine weighs on both.
     """
-    ratios = [
-        statistics.median(old) / statistics.median(new)
-        for old, new in zip(before.blocks, after.blocks, strict=True)
-    ]
-    return statistics.median(ratios)
+    pairs = zip(before.blocks, after.blocks, strict=True)
+    return statistics.median(statistics.median(a) / statistics.median(b) for a, b in pairs)
 
 
 def race(

@@ -95,10 +95,9 @@ def ideal_seconds(path: Path, shapes: Sequence[tuple[int, ...]], peaks: Peaks) -
 
 def _macs(op_type: str, operands: list[Array], output: Array) -> int:
     """As `passfx.analysis.cost.macs` counts them."""
-    if op_type in ("Conv", "FusedConv"):
-        return output.size * math.prod(operands[1].shape[1:])
-    if op_type == "ConvTranspose":
-        return operands[0].size * math.prod(operands[1].shape[1:])
+    if op_type in ("Conv", "FusedConv", "ConvTranspose"):
+        positions = operands[0] if op_type == "ConvTranspose" else output
+        return positions.size * math.prod(operands[1].shape[1:])
     if op_type == "MatMul":
         return output.size * operands[0].shape[-1]
     if op_type == "Gemm":  # A is (M, K), or (K, M) where it is transposed: M is the output's

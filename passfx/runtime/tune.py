@@ -208,8 +208,8 @@ def _option(name: str, *values: Any) -> Axis:
 
 def _threads(best: Trial, variants: Mapping[str, Path]) -> list[Trial]:
     """One, half of them, and all that this process may use (hyper-threads too)."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert usable is not None
+    has_affinity = hasattr(os, "sched_getaffinity")
+    usable = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     return _option("threads", *sorted({1, max(1, usable // 2), usable}))(best, variants)
 
 

@@ -46,9 +46,10 @@ def certify(edit: Edit) -> Certificate:
     reads.update(edit.replacements.values())
     evaluate(filter(is_constant, reads), constants)
     frontier = sorted(read for read in reads.difference(nodes) if not is_constant(read))
-    error = 0.0
-    for inputs in _draw_inputs(edit, frontier, set(nodes)):
-        values = {**inputs, **constants}
+    error, generator = 0.0, torch.Generator().manual_seed(_SEED)
+    for shapes in _shapes(edit, frontier, set(nodes)):
+        drawn = zip(frontier, shapes, strict=True)
+        values = {node: _draw(value(node), shape, generator) for node, shape in drawn} | constants
         try:
             evaluate(nodes, values)
         except RuntimeError as failure:
@@ -62,15 +63,6 @@ def certify(edit: Edit) -> Certificate:
 
 def _largest(tensor: Tensor) -> float:
     return float(tensor.abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0
-
-
-def _draw_inputs(
-    edit: Edit, frontier: Sequence[Node], inside: set[Node]
-) -> Iterator[dict[Node, Any]]:
-    generator = torch.Generator().manual_seed(_SEED)
-    for shapes in _shapes(edit, frontier, inside):
-        pairs = zip(frontier, shapes, strict=True)
-        yield {node: _draw(value(node), shape, generator) for node, shape in pairs}
 
 
 def _shapes(

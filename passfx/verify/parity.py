@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,25 +117,17 @@ def draw_samples(captured: Captured, seed: int) -> Iterator[list[Any]]:
     """
     yield captured.flat_inputs
     generator = torch.Generator().manual_seed(seed)
-    for step in _STEPS if captured.program.range_constraints else _STEPS[:1]:
+    for turn in range(3 if captured.program.range_constraints else 1):
+        resized = partial(_resize, turn=turn, captured=captured)
         yield [
-            _resample(
-                given, tuple(_resize(size, step, captured) for size in value(node).shape), generator
-            )
+            _resample(given, tuple(map(resized, value(node).shape)), generator)
             if isinstance(given, Tensor)
             else given
             for node, given in zip(captured.placeholders, captured.flat_inputs, strict=True)
         ]
 
 
-_STEPS: tuple[Callable[[int], int], ...] = (
-    lambda size: 0,
-    lambda size: 1,
-    lambda size: min(size & -size, 64),
-)
-
-
-def _resize(size: Any, step: Callable[[int], int], captured: Captured) -> int:
+def _resize(size: Any, turn: int, captured: Captured) -> int:
     """A dynamic size one step larger than the example's, or smaller where that is out of range."""
     if isinstance(size, int):
         return size
@@ -143,9 +136,10 @@ def _resize(size: Any, step: Callable[[int], int], captured: Captured) -> int:
     for symbol in expression.free_symbols:
         example = int(size.node.shape_env.backed_var_to_val[symbol])
         bounds = captured.program.range_constraints.get(symbol)
-        sizes = example + step(example), example - step(example), example
+        step = (0, 1, min(example & -example, 64))[turn]
+        sizes = example + step, example - step, example
         values[symbol] = next(
-            size for size in sizes if bounds is None or bounds.lower <= size <= bounds.upper
+            found for found in sizes if bounds is None or bounds.lower <= found <= bounds.upper
         )
     return int(expression.subs(values))
 
