@@ -213,7 +213,7 @@ def test_another_activation_is_no_shape_of_ours(activation: nn.Module) -> None:
     skip=st.booleans(),
     size=st.tuples(st.integers(5, 9), st.integers(5, 9)),
 )
-@settings(max_examples=draws(6), deadline=None)
+@settings(max_examples=draws(4), deadline=None)
 def test_numbers_stay(
     channels: int,
     groups: int,

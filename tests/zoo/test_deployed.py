@@ -16,8 +16,6 @@ from tests.models import DEPLOYED, randomize
 
 pytest.importorskip("timm")
 
-QUICK = ("timm:repvgg_a0", "timm:efficientnet_b0", "timm:convnext_atto")
-
 
 def files(name: str, folder: Path) -> tuple[Path, Path, Path, torch.Tensor, Report]:
     """A model as plain fp32, with fused epilogues, and in fp16; and the report of the last."""
@@ -32,10 +30,8 @@ def files(name: str, folder: Path) -> tuple[Path, Path, Path, torch.Tensor, Repo
     return plain, fused, half, source.args[0], report
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in DEPLOYED],
-)
+@pytest.mark.slow  # tests/export has one of them for each of the two by default
+@pytest.mark.parametrize("name", DEPLOYED)
 def test_epilogues_and_half_precision(tmp_path: Path, name: str) -> None:
     plain, fused, half, x, report = files(name, tmp_path)
 

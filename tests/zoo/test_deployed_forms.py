@@ -38,6 +38,7 @@ def test_a_model_has_the_layers_of_its_deployed_form(name: str) -> None:
         assert "the bias of the operator before would leak over its zero padding" in reasons
 
 
+@pytest.mark.slow
 def test_an_average_before_a_projection_of_an_odd_image() -> None:
     """The even size is that of test_zoo."""
     optimized = optimize(timm.create_model("resnet50d", num_classes=7), 1, 3, 65, 65)

@@ -44,10 +44,13 @@ COUNTS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
         {"conv2d": 53, "mul": 0, "rsqrt": 0, "sub": 0, "add": 16},
     ),
 }
+SLOW = ("resnet50d", "resnetv2_50x1_bit", "nfnet_l0", "googlenet", "frozen_resnet50")
 DEPLOYED_FORM = ("repvgg_a0", "fastvit_t8")  # models with branches, as test_deployed_forms has them
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in ZOO]
+)
 def test_zoo(name: str) -> None:
     optimized = reports.optimize_zoo(name)
     assert_proven(optimized)
