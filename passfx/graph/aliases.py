@@ -35,7 +35,17 @@ def aliases(results: Sequence[Any], sources: Mapping[Node, Hashable]) -> Aliases
         results: what the graph returns, flat: nodes, and plain values.
         sources: placeholders and constants → what they are called in the pairs.
     """
-    return tuple(_pairs(results, sources, is_reversed) for is_reversed in (False, True))
+    returned = {place: item for place, item in enumerate(results) if isinstance(item, Node)}
+    passing: dict[Node, bool] = {}
+
+    def read(node: Node) -> list[Node]:
+        if node not in passing:
+            passing[node] = _passes_on(node)
+        return node.all_input_nodes if passing[node] else []
+
+    chains = [node for result in {*returned.values()} for node in reached(result, read)]
+    needed = {node: passing[node] for node in sorted({*chains})}
+    return tuple(_pairs(returned, sources, needed, is_reversed) for is_reversed in (False, True))
 
 
 def graph_aliases(graph: Graph) -> Aliases:
@@ -81,14 +91,17 @@ class FreshResults:
 
 
 def _pairs(
-    results: Sequence[Any], sources: Mapping[Node, Hashable], is_reversed: bool
+    returned: Mapping[int, Node],
+    sources: Mapping[Node, Hashable],
+    needed: Mapping[Node, bool],
+    is_reversed: bool,
 ) -> frozenset[Pair]:
-    returned = {place: item for place, item in enumerate(results) if isinstance(item, Node)}
     laid: dict[Node, Any] = {}
-    for result in dict.fromkeys(returned.values()):
-        for node in reached(result, lambda item: item.all_input_nodes if _passes_on(item) else ()):
-            if node not in laid:
-                laid[node] = _laid(node, laid, is_reversed and not is_constant(node))
+    for node, passes_on in needed.items():
+        if passes_on:
+            laid[node] = _passed_on(node, laid)
+        else:
+            laid[node] = _lie(value(node), is_reversed and sources.get(node) != CONSTANT)
     names = {_storage(laid[node]): name for node, name in sources.items() if node in laid}
     pairs: set[Pair] = set()
     seen: list[Pair] = []
@@ -96,15 +109,17 @@ def _pairs(
         storage = _storage(laid[node])
         if storage is None:
             continue
-        pairs |= {(place, name) for name in [names.get(storage)] if name is not None}
+        if storage in names:
+            pairs.add((place, names[storage]))
         pairs |= {(place, earlier) for earlier, other in seen if other == storage}
-        if any(
-            size > 1 and not step
-            for size, step in zip(laid[node].shape, laid[node].stride(), strict=True)
-        ):
+        if _overlaps(laid[node]):
             pairs.add((place, place))
         seen.append((place, storage))
     return frozenset(pairs)
+
+
+def _overlaps(item: Tensor) -> bool:
+    return any(size > 1 and not step for size, step in zip(item.shape, item.stride(), strict=True))
 
 
 def _passes_on(node: Node) -> bool:
@@ -118,8 +133,8 @@ def _passes_on(node: Node) -> bool:
         return False
     if any(item.alias_info is not None for item in node.target._schema.returns):
         return True
-    given = {read: _lie(value(read)) for read in node.all_input_nodes}
     try:
+        given = {read: _lie(value(read)) for read in node.all_input_nodes}
         results = pytree.tree_leaves(_run(node, given))
     except Exception:
         return False  # such as an operator whose sizes depend on data, which makes new tensors
@@ -127,10 +142,8 @@ def _passes_on(node: Node) -> bool:
     return not storages.isdisjoint(map(_storage, results))
 
 
-def _laid(node: Node, laid: Mapping[Node, Any], is_reversed: bool) -> Any:
-    """A node's value without data, made from its inputs' where it may share their memory."""
-    if any(read not in laid for read in node.all_input_nodes) or not node.all_input_nodes:
-        return _lie(value(node), is_reversed)
+def _passed_on(node: Node, laid: Mapping[Node, Any]) -> Any:
+    """The result of an operator that may share memory with what it reads."""
     try:
         return _run(node, laid)
     except Exception:  # a view that does not exist of what lies so

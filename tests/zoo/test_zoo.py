@@ -5,6 +5,7 @@ import pytest
 from passfx.jobs.optimize import Optimized
 from tests.golden import reports
 from tests.models import ZOO
+from tests.zoo.proven import assert_called_with_gradients
 from tests.zoo.structure import assert_deployed_form, groups
 
 pytest.importorskip("timm")
@@ -69,6 +70,7 @@ def test_zoo(name: str) -> None:
 def assert_proven(optimized: Optimized) -> None:
     """The whole agrees with the model, no rewrite was undone, and nothing grew."""
     report = optimized.report
+    assert_called_with_gradients(optimized)
     assert report.parity is not None and report.parity.passed
     assert not optimized.captured.dead_code.rewrites
     assert report.after.nodes <= report.before.nodes
