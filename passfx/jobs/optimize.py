@@ -65,7 +65,8 @@ class Optimized:
         the CPU provider computes such files in float32 and leaves the rounding out.
 
         Args:
-            path: the file to write; weights of more than 2 GB go to `path` + ".data" beside it.
+            path: the file to write; weights of more than 2 GB lie beside it, in a file whose
+                name is that of `path` with ".", a digest of them and ".data" after it.
             precision: "fp32" keeps every dtype as it is in the model; "fp16" and "bf16" keep
                 operators in float32 that would overflow or lose too much, and report them.
             opset: the ONNX operator set, 18 to 25.
