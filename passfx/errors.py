@@ -46,6 +46,8 @@ def named_line(error: BaseException) -> str:
 
 
 _NOISY_LOGGERS = (
+    "torch.export",
+    "torch._export",
     "torch.fx.experimental.symbolic_shapes",
     "torch.onnx",
     "torch.utils.cpp_extension",

@@ -22,6 +22,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from passfx.capture.check import check_capturable, program_inputs
 from passfx.capture.dynamic import Dims, Inputs, dim_names, widen_dynamic
 from passfx.capture.functional import (
     find_dead_code,
@@ -102,12 +103,9 @@ def capture(
     """
     dims: Dims = []
     inputs: Inputs = tuple(args), dict(kwargs or {})
+    check_capturable(model, inputs, dynamic_shapes)
     if isinstance(model, ExportedProgram):
-        program = model
-        if inputs == ((), {}):
-            if model.example_inputs is None:
-                raise CaptureError("the exported program has no example inputs; pass them as args")
-            inputs = model.example_inputs
+        program, inputs = model, program_inputs(model, inputs)
     else:
         if hasattr(dynamic_shapes, "dynamic_shapes"):  # ShapesCollection, AdditionalInputs
             dynamic_shapes = dynamic_shapes.dynamic_shapes(model, *inputs)

@@ -5,7 +5,16 @@ from typing import Any
 
 import click
 
-from passfx.cli.command import ABOVE_ZERO, FILE, Group, option, without
+from passfx.cli import command
+from passfx.cli.command import (
+    ABOVE_ZERO,
+    FILE,
+    WRITTEN,
+    WRITTEN_OR_STDOUT,
+    Group,
+    option,
+    without,
+)
 from passfx.cli.output import Output
 from passfx.errors import SourceError
 from passfx.export.settings import OPSETS, PRECISIONS, ExportSettings
@@ -21,6 +30,8 @@ WEIGHTS = option("--weights", type=FILE, metavar="FILE",
     help="State dict to load: .safetensors, or .pt/.pth.")  # fmt: skip
 ARGUMENTS = option("--arg", "arguments", multiple=True, metavar="KEY=VALUE",
     help="Argument of the factory; repeatable.")  # fmt: skip
+TRUST = option("--trust-pickle", is_flag=True,
+    help="Load a .pt2 file even if that could run any code that is in it.")  # fmt: skip
 _VERIFY = without("verify", "Do not prove the rewrites nor run the file.")
 
 
@@ -60,7 +71,7 @@ def _numbers(text: str) -> list[int]:
 
 
 SOURCE = Group(source_spec, (
-    click.Argument(["source"]),
+    click.Argument(["source"], type=command.SOURCE),
     WEIGHTS,
     ARGUMENTS,
     option("--input-shape", "input_shapes", multiple=True, metavar="[NAME:]1x3x224x224",
@@ -68,6 +79,7 @@ SOURCE = Group(source_spec, (
     option("--dynamic-batch", is_flag=True, help="Let the first axis of every input vary."),
     option("--dynamic", "dynamic_axes", multiple=True, metavar="NAME:0,2,3",
         help="Let these axes of an input vary; repeatable."),
+    TRUST,
     SEED,
 ))  # fmt: skip
 _PASSES = (
@@ -111,8 +123,14 @@ RUNTIME = (
 def output(what: str, page: str | None = None, *, alone: bool = True) -> Group:
     """The options about what a command writes besides: `what` as JSON, and perhaps a page."""
     rest = "; - is stdout, which then holds nothing else" if alone else ""
-    json = option("--json", "json_path", metavar="FILE|-", help=f"Write {what} as JSON{rest}.")
-    html = option("--report", "html_path", type=FILE, metavar="FILE.html",
+    json = option(
+        "--json",
+        "json_path",
+        type=WRITTEN_OR_STDOUT,
+        metavar="FILE|-",
+        help=f"Write {what} as JSON{rest}.",
+    )
+    html = option("--report", "html_path", type=WRITTEN, metavar="FILE.html",
         help=f"Write {page} as one HTML page.")  # fmt: skip
     return Group(Output, (json, html, QUIET) if page else (json, QUIET))
 

@@ -153,7 +153,7 @@ def staged(model: ir.Model, path: Path) -> Iterator[tuple[Path, OnnxReport]]:
             f"link {path}; give the name of the file itself"
         )
     with replacing(path) as written:
-        ir.save(model, written, external_data=_DATA if is_large else None)
+        ir.save(model, written, "protobuf", external_data=_DATA if is_large else None)
         if is_large:
             _name_data(written)
         try:

@@ -9,6 +9,7 @@ import torch
 from torch.export import ExportedProgram
 
 from passfx.export.settings import ExportSettings
+from passfx.files import check_apart
 from passfx.jobs.optimize import optimize_source
 from passfx.pipeline import Plan, Progress, silent
 from passfx.report.model import Report
@@ -42,6 +43,7 @@ def convert(
     seed: int = 0,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    trust_pickle: bool = False,
     progress: Progress = silent,
 ) -> Report:
     """Convert a model to an optimised ONNX file, and prove the file under ONNX Runtime.
@@ -59,6 +61,7 @@ def convert(
         precision, opset, epilogues, fp16_io, accuracy, calibration, rtol, input_names,
             output_names: as in `Optimized.export`.
         seed: of random weights, inputs and samples.
+        trust_pickle: load a "file.pt2" even if that could run any code that is in it.
         progress: told the name of each stage as it starts.
 
     Raises:
@@ -67,7 +70,7 @@ def convert(
     """
     spec = SourceSpec(
         source, args, kwargs, arguments, weights, input_shapes, dynamic_batch, dynamic_axes,
-        dynamic_shapes, seed,
+        dynamic_shapes, seed, trust_pickle,
     )  # fmt: skip
     settings = ExportSettings(
         precision, opset, epilogues, fp16_io, accuracy, calibration, verify, rtol, seed,
@@ -85,5 +88,6 @@ def convert_source(
     from passfx.jobs.export import export_file
 
     settings.check(path, plan.target)
+    check_apart({"the output": path}, spec.files())
     found = optimize_source(spec, plan, progress)
     return export_file(found.module, found.captured, found.report, path, settings, progress)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from passfx.errors import ExportError
+from passfx.files import is_file
 from passfx.jobs.optimize import capture_source
 from passfx.pipeline import Progress, silent
 from passfx.report.model import Report
@@ -18,7 +19,7 @@ def verify(
         SourceError, CaptureError, ExportError, VerificationError, RuntimeUnavailableError: as
             `passfx.convert` and `Optimized.verify`.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise ExportError(f"the file {path} does not exist")
     found = capture_source(spec, progress=progress)
     progress("verify")
