@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.jit._script import RecursiveScriptModule
 from torch.utils import _pytree as pytree
 
 from passfx.errors import CaptureError, first_line
@@ -26,7 +27,7 @@ def check_capturable(
     name = type(model).__name__
     if not isinstance(model, ExportedProgram):
         # The tracer goes through a traced part as it went through Python, but not through others.
-        scripted = (isinstance(part, torch.jit.RecursiveScriptModule) for part in model.modules())
+        scripted = (isinstance(part, RecursiveScriptModule) for part in model.modules())
         if isinstance(model, torch.jit.ScriptModule) or any(scripted):
             raise CaptureError(
                 f"{name} is TorchScript or holds some, which torch.export does not capture; give "

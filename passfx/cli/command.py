@@ -80,8 +80,8 @@ def _check_files(params: Sequence[click.Parameter], given: Mapping[str, Any]) ->
     written: dict[str, Path | None] = {}
     read: dict[str, Path | None] = {}
     for item in params:
-        value: Any, is_option = given.get(str(item.name)), isinstance(item, click.Option)
-        label = item.opts[-1] if is_option else item.human_readable_name
+        value: Any = given.get(str(item.name))
+        label = item.opts[-1] if isinstance(item, click.Option) else item.human_readable_name
         if item.type in (WRITTEN, WRITTEN_OR_STDOUT) and value not in (None, "-"):
             written[label] = Path(value)
         elif item.type is FILE:
