@@ -10,7 +10,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from passfx.graph.evaluate import evaluate, run_flat
-from passfx.graph.query import is_constant, tensors, value
+from passfx.graph.ops import LAYERS, MATMULS
+from passfx.graph.query import is_call, is_constant, tensors, value
 
 
 def rounded_results(
@@ -62,8 +63,11 @@ def _evaluate_rounding(
 def _rounds(node: Node, read: dict[Node, Any], half: torch.dtype | None) -> bool:
     """Whether an operator has to round its result for these operands.
 
-    Of float64, which is the reference itself, only numbers that are short pass for exact.
+    Products do, but for rare ones, and are dear to try. Of float64, which is the reference itself,
+    only numbers that are short pass for exact.
     """
+    if is_call(node, *LAYERS, *MATMULS):
+        return True
     evaluate([node], read)
     fakes, results = (
         tensors(items if isinstance(items, list | tuple) else [items])
@@ -84,8 +88,10 @@ def _moved(item: Any, generator: torch.Generator, half: torch.dtype | None) -> A
     if not isinstance(item, Tensor) or not (item.is_floating_point() or item.is_complex()):
         return item
     limits = torch.finfo(computed_in(item.dtype, half))
-    size = item.abs().double()
-    unit = (size + limits.smallest_normal) * limits.eps
-    errors = torch.empty(item.shape, dtype=torch.float64).uniform_(-1, 1, generator=generator)
-    moves = (unit * errors.to(item.device)).masked_fill((size == 0) | ~size.isfinite(), 0.0)
-    return (item + moves).to(item.dtype)
+    wide = torch.float64 if item.dtype in (torch.float64, torch.complex128) else torch.float32
+    errors = torch.empty(item.shape, dtype=wide).uniform_(-1, 1, generator=generator)
+    errors = errors.mul_(limits.eps).to(item.device)
+    moved = item * (1 + errors)
+    if limits.bits == 16:  # where numbers end within what models hold
+        moved += errors * limits.smallest_normal * (item != 0)
+    return moved.to(item.dtype)
