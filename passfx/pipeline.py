@@ -35,6 +35,7 @@ class Plan:
         skip, only: names of passes to leave out, or to run alone.
         verify: prove every rewrite; one whose certificate fails is undone. Without it, rewrites
             are only checked for shape and dtype.
+        allow_nonfinite: with `verify`, accept weights that are NaN or infinite.
 
     Raises:
         SourceError: a name is no pass's name.
@@ -44,6 +45,7 @@ class Plan:
     skip: Collection[str] = ()
     only: Collection[str] | None = None
     verify: bool = True
+    allow_nonfinite: bool = False
 
     def __post_init__(self) -> None:
         names = [kind.name for kind in PASSES]

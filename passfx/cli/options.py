@@ -26,6 +26,8 @@ QUIET = option("-q", "--quiet", is_flag=True, help="Print errors only.")
 SEED = option("--seed", type=int, default=0, help="Seed of random weights, inputs and samples.")
 RTOL = option("--rtol", type=click.FloatRange(min=0), help="Relative error tolerated beyond twice "
     "the model's own.  [default: 1e-6; fp16 1e-2, bf16 8e-2]")  # fmt: skip
+NONFINITE = option("--allow-nonfinite", is_flag=True,
+    help="Accept NaN and infinite weights and results, of which nothing is proven.")  # fmt: skip
 WEIGHTS = option("--weights", type=FILE, metavar="FILE",
     help="State dict to load: .safetensors, or .pt/.pth.")  # fmt: skip
 ARGUMENTS = option("--arg", "arguments", multiple=True, metavar="KEY=VALUE",
@@ -89,8 +91,8 @@ _PASSES = (
     option("--only", multiple=True, metavar="PASS", callback=lambda _, __, names: names or None,
         help="Run only this pass; repeatable."),
 )  # fmt: skip
-PLAN = Group("passfx.pipeline:Plan", (*_PASSES, _VERIFY))
-PROVEN_PLAN = Group("passfx.pipeline:Plan", _PASSES)
+PLAN = Group("passfx.pipeline:Plan", (*_PASSES, _VERIFY, NONFINITE))
+PROVEN_PLAN = Group("passfx.pipeline:Plan", (*_PASSES, NONFINITE))
 EXPORT = Group(ExportSettings, (
     option("--opset", type=int, default=CPU.opset,
         help=f"ONNX operator set, {OPSETS[0]} to {OPSETS[-1]}."),
@@ -106,6 +108,7 @@ EXPORT = Group(ExportSettings, (
     RTOL,
     option("--input-names", type=_names, metavar="A,B", help="Names of the inputs in the file."),
     option("--output-names", type=_names, metavar="A,B", help="Names of the outputs in the file."),
+    NONFINITE,
     _VERIFY,
     SEED,
 ))  # fmt: skip

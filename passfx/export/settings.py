@@ -32,6 +32,7 @@ class ExportSettings:
     seed: int = 0
     input_names: Sequence[str] | None = None
     output_names: Sequence[str] | None = None
+    allow_nonfinite: bool = False
 
     @property
     def tolerance(self) -> float:

@@ -5,7 +5,7 @@ constants are widened on reading, dtype arguments that name a floating type are 
 is the default dtype, and no intermediate result is ever rounded to a narrower type.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
@@ -70,11 +70,16 @@ def evaluate(nodes: Iterable[Node], values: dict[Node, Any], *, double: bool = T
 
 
 def run_flat(
-    graph_module: GraphModule, inputs: Iterable[Any], *, double: bool = True
+    graph_module: GraphModule,
+    inputs: Iterable[Any],
+    *,
+    double: bool = True,
+    compute: Callable[..., None] = evaluate,
 ) -> tuple[Any, ...]:
     """Run a captured graph on its flat inputs; return its flat outputs.
 
     Values are dropped after their last use, so that memory stays near what the model itself needs.
+    `compute` is called as `evaluate` is, for one node at a time.
     """
     remaining = iter(inputs)
     values: dict[Node, Any] = {}
@@ -86,7 +91,7 @@ def run_flat(
         elif node.op == "output":
             return tuple(map_arg(node.args[0], values.__getitem__))
         else:
-            evaluate([node], values, double=double)
+            compute([node], values, double=double)
         for used in node.all_input_nodes:
             uses[used] -= 1
         for seen in (node, *node.all_input_nodes):

@@ -44,6 +44,7 @@ def convert(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     trust_pickle: bool = False,
+    allow_nonfinite: bool = False,
     progress: Progress = silent,
 ) -> Report:
     """Convert a model to an optimised ONNX file, and prove the file under ONNX Runtime.
@@ -57,7 +58,7 @@ def convert(
         dynamic_batch: the first axis of every input may vary.
         dynamic_axes: the axes of each input (a parameter of `forward`) that may vary.
         dynamic_shapes: both in `torch.export.export`'s own form, instead of them.
-        target, skip, only, verify: as in `passfx.optimize`.
+        target, skip, only, verify, allow_nonfinite: as in `passfx.optimize`.
         precision, opset, epilogues, fp16_io, accuracy, calibration, rtol, input_names,
             output_names: as in `Optimized.export`.
         seed: of random weights, inputs and samples.
@@ -74,11 +75,10 @@ def convert(
     )  # fmt: skip
     settings = ExportSettings(
         precision, opset, epilogues, fp16_io, accuracy, calibration, verify, rtol, seed,
-        input_names, output_names,
+        input_names, output_names, allow_nonfinite,
     )  # fmt: skip
-    return convert_source(
-        spec, Plan(find_target(target), skip, only, verify), Path(path), settings, progress
-    )
+    plan = Plan(find_target(target), skip, only, verify, allow_nonfinite)
+    return convert_source(spec, plan, Path(path), settings, progress)
 
 
 def convert_source(

@@ -23,6 +23,7 @@ from passfx.report.model import Report
 from passfx.source.load import load_source
 from passfx.source.spec import SourceSpec
 from passfx.target import CPU, Target, find_target
+from passfx.verify.finite import check_weights
 from passfx.verify.parity import parity
 
 
@@ -57,6 +58,7 @@ class Optimized:
         seed: int = 0,
         input_names: Sequence[str] | None = None,
         output_names: Sequence[str] | None = None,
+        allow_nonfinite: bool = False,
         progress: Progress = silent,
     ) -> Report:
         """Write the optimised model as ONNX and prove the file under ONNX Runtime.
@@ -82,6 +84,8 @@ class Optimized:
             seed: of the sample inputs.
             input_names, output_names: one per flat tensor; by default the parameters of `forward`
                 and the keys of its result ("output" where it has none).
+            allow_nonfinite: accept weights that are NaN or infinite, and results on the example
+                inputs that are, though nothing is proven of them.
 
         Returns:
             The report, with `parity`, `onnx` and `opset` filled in.
@@ -95,12 +99,17 @@ class Optimized:
 
         settings = ExportSettings(
             precision, opset, epilogues, fp16_io, accuracy, calibration, verify, rtol, seed,
-            input_names, output_names,
+            input_names, output_names, allow_nonfinite,
         )  # fmt: skip
         return export_file(self.module, self.captured, self.report, Path(path), settings, progress)
 
     def verify(
-        self, path: str | PathLike[str], *, rtol: float | None = None, seed: int = 0
+        self,
+        path: str | PathLike[str],
+        *,
+        rtol: float | None = None,
+        seed: int = 0,
+        allow_nonfinite: bool = False,
     ) -> Report:
         """Prove an ONNX file against the captured model, whoever wrote it.
 
@@ -116,7 +125,8 @@ class Optimized:
         """
         from passfx.jobs.export import verify_file
 
-        return verify_file(self.captured, self.report, Path(path), rtol, seed)
+        settings = ExportSettings(rtol=rtol, seed=seed, allow_nonfinite=allow_nonfinite)
+        return verify_file(self.captured, self.report, Path(path), settings)
 
 
 def optimize(
@@ -129,6 +139,7 @@ def optimize(
     skip: Collection[str] = (),
     only: Collection[str] | None = None,
     verify: bool = True,
+    allow_nonfinite: bool = False,
 ) -> Optimized:
     """Capture a model, run the passes over it, and prove the result.
 
@@ -139,13 +150,16 @@ def optimize(
         target: what the model is for, "cpu" or "cuda".
         skip, only: names of passes to leave out, or to run alone.
         verify: prove each rewrite in float64, and the whole result at the end.
+        allow_nonfinite: accept weights that are NaN or infinite, and results on the example inputs
+            that are, though nothing is proven of them.
 
     Raises:
         SourceError: an unknown target or pass.
         CaptureError: the model cannot be captured.
-        VerificationError: the result disagrees with the model.
+        VerificationError: the result disagrees with the model, or nothing can be proven because
+            weights or results are not finite.
     """
-    plan = Plan(find_target(target), skip, only, verify)
+    plan = Plan(find_target(target), skip, only, verify, allow_nonfinite)
     spec = SourceSpec(model, args, kwargs, dynamic_shapes=dynamic_shapes)
     optimized = optimize_source(spec, plan)
     if not verify:
@@ -156,6 +170,7 @@ def optimize(
             optimized.captured,
             lambda inputs: tensors(run_flat(optimized.module, inputs, double=False)),
             provider="torch",
+            allow_nonfinite=allow_nonfinite,
         ).checked()
     return replace(optimized, report=replace(optimized.report, parity=proof, seconds=seconds))
 
@@ -180,6 +195,8 @@ def capture_source(
 def optimize_source(spec: SourceSpec, plan: Plan, progress: Progress = silent) -> Optimized:
     """Load, capture and rewrite a model, proving each rewrite but not yet the whole."""
     found = capture_source(spec, plan.target, progress)
+    if plan.verify and not plan.allow_nonfinite:
+        check_weights(found.captured)
     seconds = dict(found.report.seconds)
     with timed(seconds, "passes"):
         module, passes = optimize_graph(found.captured, plan.passes, plan.verify, progress)

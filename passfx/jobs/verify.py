@@ -11,7 +11,12 @@ from passfx.source.spec import SourceSpec
 
 
 def verify(
-    spec: SourceSpec, path: Path, *, rtol: float | None = None, progress: Progress = silent
+    spec: SourceSpec,
+    path: Path,
+    *,
+    rtol: float | None = None,
+    allow_nonfinite: bool = False,
+    progress: Progress = silent,
 ) -> Report:
     """Capture a source, and nothing more, and prove a file against it.
 
@@ -23,4 +28,4 @@ def verify(
         raise ExportError(f"the file {path} does not exist")
     found = capture_source(spec, progress=progress)
     progress("verify")
-    return found.verify(path, rtol=rtol, seed=spec.seed)
+    return found.verify(path, rtol=rtol, seed=spec.seed, allow_nonfinite=allow_nonfinite)
