@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch.fx import Graph, GraphModule
 
 from passfx.capture.program import Captured
+from passfx.capture.weights import hold_tensors
 from passfx.errors import PassError, SourceError, named_line
 from passfx.graph.editor import Certificate, Certify
 from passfx.graph.query import tensor
@@ -153,6 +154,7 @@ def optimize_graph(
 ) -> tuple[GraphModule, tuple[PassReport, ...]]:
     """A rewritten copy of a captured graph, and what each pass did to it."""
     graph_module = GraphModule(captured.graph_module, _copy(captured.graph_module))
+    hold_tensors(graph_module, copied=False)
     reports = run_passes(graph_module, passes, verify=verify, progress=progress)
     dead = captured.dead_code
     return graph_module, tuple(

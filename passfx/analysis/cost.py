@@ -101,14 +101,30 @@ def _is_depthwise(node: Node) -> bool:
     return bool(bound["groups"] == source.shape[1 - known_tensor(bound["weight"]).ndim] > 1)
 
 
+def form_bytes(geometry: Geometry, node: Node) -> int:
+    """The bytes of the weights of what computes `node` in this shape, in the dtype of the node."""
+    channels = geometry.channels_out
+    if geometry.is_pointwise:
+        count = channels * (4 if geometry.biased else 1)  # those of a norm, at most
+    else:
+        count = channels * (_per_output(geometry) + geometry.biased)
+    return count * known_tensor(node).element_size()
+
+
+def _per_output(geometry: Geometry) -> int:
+    """The weights that one output reads."""
+    axes, transposed = geometry.axes, geometry.transposed
+    taps = math.prod(axis.taps if transposed else axis.uncropped.taps for axis in axes)
+    return geometry.channels_in // geometry.groups * taps
+
+
 def form_seconds(geometry: Geometry, source: Node, node: Node, profile: Profile) -> float:
     """The predicted time of what computes `node` from `source` in this shape.
 
     That is one operator, and a pad before it if it takes one.
     """
     given, out, transposed = elements(source), elements(node), geometry.transposed
-    taps = math.prod(axis.taps if transposed else axis.uncropped.taps for axis in geometry.axes)
-    per_output = geometry.channels_in // geometry.groups * taps
+    per_output = _per_output(geometry)
     positions = given // geometry.channels_in * geometry.channels_out if transposed else out
     size = known_tensor(node).element_size()
     moved = (given + out + geometry.channels_out * per_output) * size

@@ -12,19 +12,21 @@ A node keeps at most `_LIMIT` candidates, one a source, of spans of at most `_SP
 work is O(nodes · _LIMIT) shape compositions and O(nodes · _LIMIT · _SPAN) set operations.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import count
 
 from torch.fx import Graph, Node
 
 from passfx.algebra.geometry import Sizes
 from passfx.analysis import leaves
-from passfx.analysis.cost import form_seconds, node_seconds
+from passfx.analysis.cost import form_bytes, form_seconds, node_seconds
 from passfx.analysis.forms import Form, add, compose, identity_form, ranks, spatial_sizes, stack
+from passfx.analysis.growth import Addition, too_large
 from passfx.graph.ops import PADS, RESHAPES, aten
 from passfx.graph.query import arguments, is_call, is_constant
-from passfx.graph.shapes import dtypes, known_tensor, same_sizes, same_type
+from passfx.graph.shapes import dtypes, known_tensor, nbytes, same_sizes, same_type
 from passfx.target import Profile
 
 _MOVES = (*PADS, aten.slice, *RESHAPES)
@@ -32,6 +34,7 @@ _NAMED = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 
 _LIMIT = 16
 _SPAN = 64
+_TURNS = 8
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,12 @@ class Candidate:
         """The predicted time of the form."""
         return form_seconds(self.form.geometry, self.form.source, self.node, profile)
 
+    def addition(self, profile: Profile) -> Addition:
+        """What the form would add to the file."""
+        nodes = sorted(self.span)
+        saved = sum(node_seconds(item, profile) for item in nodes) - self.seconds(profile)
+        return Addition(self.node, nodes, form_bytes(self.form.geometry, self.node), saved)
+
     def readers(self) -> Mapping[Node, list[Node]]:
         """The inner nodes that are read outside the span, and what reads them."""
         return {
@@ -109,13 +118,36 @@ class Cover:
 
 
 def cheapest_cover(graph: Graph, profile: Profile) -> Cover:
-    """The cover of a graph's affine nodes that takes the least predicted time."""
+    """The cover of a graph's affine nodes that takes the least predicted time.
+
+    What would make the file larger by more than its gain is left out, and the cover found anew.
+    """
     search = _Search(profile)
     for node in graph.nodes:
         search.find(node)
-    for node in graph.nodes:
-        search.plan(node)
-    return search.cover(graph)
+    for turn in count():
+        cover = search.cover(graph)
+        refused = too_large(item.addition(profile) for item in cover.chosen)
+        if not refused:
+            return cover
+        search.excluded |= {
+            (item.at, frozenset(item.nodes)): reason
+            for item, reason in refused.items()
+            if turn >= _TURNS or item in _largest(refused)
+        }
+    raise AssertionError("a cover without large forms is found")
+
+
+def _largest(additions: Iterable[Addition]) -> set[Addition]:
+    """Of those whose largest constant is the same one, the one of the most operators.
+
+    Without it the others may turn out equal, as those of a layer that is called several times.
+    """
+    largest = {
+        max(item.constants, key=nbytes, default=None): item
+        for item in sorted(additions, key=lambda item: len(item.nodes))
+    }
+    return set(largest.values())
 
 
 class _Search:
@@ -126,6 +158,7 @@ class _Search:
         self.candidates: dict[Node, list[Candidate]] = {}
         self.ways: dict[Node, Way] = {}
         self.bypassed: set[Node] = set()
+        self.excluded: dict[tuple[Node, frozenset[Node]], str] = {}
         self.refused: list[tuple[Node, str]] = []
 
     def find(self, node: Node) -> None:
@@ -174,12 +207,17 @@ class _Search:
         """The cheapest way for a node to come into being."""
         if node not in self.candidates:
             return
-        shorter = [item for item in self.candidates[node] if item.is_shorter]
+        shorter = self._shorter(node)
         ways = [self._way(node, item) for item in (None, *filter(self._is_replaceable, shorter))]
         best = self.ways[node] = min(ways, key=lambda way: way.seconds)
         shared = best.candidate is None and len(node.users) > 1
         if shared and all(self._does_without(user, node) for user in node.users):
             self.bypassed.add(node)
+
+    def _shorter(self, node: Node) -> list[Candidate]:
+        """The candidates that are worth a thought: shorter, and not too large for the file."""
+        found = (item for item in self.candidates.get(node, ()) if item.is_shorter)
+        return [item for item in found if (node, item.span) not in self.excluded]
 
     def _is_replaceable(self, candidate: Candidate) -> bool:
         return candidate.readers().keys() <= self.bypassed
@@ -188,8 +226,8 @@ class _Search:
         """Whether a user can take in a node at no cost, as a 1×1 convolution takes a norm."""
         own = node_seconds(user, self.profile)
         return any(
-            item.span == {node, user} and item.is_shorter and item.seconds(self.profile) <= own
-            for item in self.candidates.get(user, ())
+            item.span == {node, user} and item.seconds(self.profile) <= own
+            for item in self._shorter(user)
         )
 
     def _way(self, node: Node, candidate: Candidate | None) -> Way:
@@ -206,7 +244,11 @@ class _Search:
         return Way(seconds, shared, candidate)
 
     def cover(self, graph: Graph) -> Cover:
-        """From the results back, the ways that are needed."""
+        """From the inputs on the cheapest ways; from the results back, those that are needed."""
+        self.ways, self.bypassed = {}, set()
+        for node in graph.nodes:
+            self.plan(node)
+        refused = list(self.refused)
         chosen: list[Candidate] = []
         needed: set[Node] = set()
         for node in reversed(graph.nodes):
@@ -219,13 +261,22 @@ class _Search:
                 needed.add(way.candidate.form.source)
                 chosen.append(way.candidate)
             if way is not None:
-                self.refused += ((node, reason) for reason in self._left(node, way))
-        return Cover(tuple(chosen), tuple(sorted(self.refused, key=lambda item: item[0])))
+                refused += ((node, reason) for reason in self._left(node, way))
+        refused += self._too_large()
+        return Cover(tuple(chosen), tuple(sorted(refused, key=lambda item: item[0])))
+
+    def _too_large(self) -> Iterator[tuple[Node, str]]:
+        """Of each node the smallest form that was too large for the file."""
+        smallest: dict[Node, tuple[int, str]] = {}
+        for (node, span), reason in self.excluded.items():
+            found = len(span), f"{len(span)} operators as one {reason}"
+            smallest[node] = min(found, smallest.get(node, found))
+        yield from ((node, sentence) for node, (_, sentence) in smallest.items())
 
     def _left(self, node: Node, way: Way) -> Iterator[str]:
         """Why the nearest larger collapse was left, if there is one."""
         taken = way.candidate.span if way.candidate else frozenset({node})
-        larger = [item for item in self.candidates[node] if item.span > taken and item.is_shorter]
+        larger = [item for item in self._shorter(node) if item.span > taken]
         for item in sorted(larger, key=lambda item: len(item.span)):
             if self._is_replaceable(item):
                 sizes = spatial_sizes(item.form.source, item.form.rank)

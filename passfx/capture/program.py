@@ -22,6 +22,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from passfx.capture.aliases import program_aliases
 from passfx.capture.check import check_capturable, program_inputs
 from passfx.capture.dynamic import Dims, Inputs, dim_names, widen_dynamic
 from passfx.capture.functional import (
@@ -32,7 +33,9 @@ from passfx.capture.functional import (
     unlift,
 )
 from passfx.capture.names import input_names, output_names
+from passfx.capture.weights import hold_tensors
 from passfx.errors import CaptureError, named_line, quiet
+from passfx.graph.aliases import Aliases
 from passfx.graph.query import dtype_name, tensors
 from passfx.record import PassReport
 
@@ -50,6 +53,7 @@ class Captured:
         dim_names: the tracer's symbol of each dynamic size → the name that the user gave it.
         dead_code: the branches of the model that reach no output, as the pass `remove-unused` would
             report them; making the graph functional drops them, so no pass gets to see them.
+        aliases: which results of the model share memory.
     """
 
     graph_module: GraphModule
@@ -60,6 +64,7 @@ class Captured:
     output_names: tuple[str, ...]
     dim_names: dict[str, str]
     dead_code: PassReport
+    aliases: Aliases
 
     @property
     def flat_inputs(self) -> list[Any]:
@@ -112,10 +117,12 @@ def capture(
         inputs = widen_dynamic(model, _distinct(model, *inputs), dynamic_shapes, dims)
         program = _export(model, inputs, dynamic_shapes)
     name, traced = type(model).__name__, program.graph
+    shared = program_aliases(program)
     with quiet():
         program = functionalize(program, name)
         refuse_mutation(program, name)
         graph_module = unlift(program)
+    hold_tensors(graph_module, copied=False)
     refuse_random(graph_module, name)
     taken = input_names(graph_module)
     return Captured(
@@ -126,6 +133,7 @@ def capture(
         output_names(graph_module, taken),
         dim_names(graph_module, pytree.tree_leaves(inputs), dims),
         find_dead_code(traced, program.graph),
+        shared,
     )
 
 

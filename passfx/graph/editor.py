@@ -42,6 +42,7 @@ class Match:
 
     `nodes` is the region that the certificate runs, in topological order. What is new is inserted
     before `at`: the region's last node, or its first where the users of several are repointed.
+    `weighed` says that the pass has weighed already what the file grows by.
     """
 
     at: Node
@@ -49,16 +50,21 @@ class Match:
     what: str
     data: Any = None
     any_size: bool = True
+    weighed: bool = False
 
 
 @dataclass
 class Edit:
-    """An edit in progress: what it added, and which old values the new ones replace."""
+    """An edit in progress: what it added, and which old values the new ones replace.
+
+    `refused` is why it is given up before it is certified.
+    """
 
     match: Match
     added: list[Node] = field(default_factory=list)
     exact: dict[Node, Tensor] = field(default_factory=dict)
     replacements: dict[Node, Node] = field(default_factory=dict)
+    refused: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,10 @@ class Editor:
         try:
             with self.graph.inserting_before(match.at):
                 yield edit
+            if edit.refused is not None:
+                self._undo(edit)
+                self.refuse(refuse(match.at, edit.refused))
+                return
             failure = self._type_change(edit)
             certificate = Certificate(None, failure) if failure else self._certify(edit)
         except BaseException:

@@ -14,7 +14,9 @@ from passfx.analysis.cost import graph_cost
 from passfx.analysis.shortcuts import Shortcut
 from passfx.capture.guard import InputCheck
 from passfx.capture.program import Captured, capture
+from passfx.capture.weights import hold_tensors
 from passfx.export.settings import ExportSettings
+from passfx.graph.aliases import FreshResults
 from passfx.graph.evaluate import run_flat
 from passfx.graph.query import tensors
 from passfx.pipeline import Plan, Progress, optimize_graph, silent
@@ -32,8 +34,8 @@ class Optimized:
     """An optimised model.
 
     Attributes:
-        module: the rewritten graph, called like the original model. Weights that no pass changed
-            are shared with the original.
+        module: the rewritten graph, called like the original model, whose weights need no
+            gradient. What it returns shares memory only with what the model's result does.
         shortcuts: the shortcuts of the model as it was captured.
         report: what was found and done; `report.to_dict()` is the JSON report.
     """
@@ -140,6 +142,7 @@ def optimize(
     only: Collection[str] | None = None,
     verify: bool = True,
     allow_nonfinite: bool = False,
+    share_weights: bool = False,
 ) -> Optimized:
     """Capture a model, run the passes over it, and prove the result.
 
@@ -152,6 +155,8 @@ def optimize(
         verify: prove each rewrite in float64, and the whole result at the end.
         allow_nonfinite: accept weights that are NaN or infinite, and results on the example inputs
             that are, though nothing is proven of them.
+        share_weights: weights that no pass changes stay in the memory of the model, which what is
+            written into either then changes in both; by default they are copied.
 
     Raises:
         SourceError: an unknown target or pass.
@@ -161,7 +166,7 @@ def optimize(
     """
     plan = Plan(find_target(target), skip, only, verify, allow_nonfinite)
     spec = SourceSpec(model, args, kwargs, dynamic_shapes=dynamic_shapes)
-    optimized = optimize_source(spec, plan)
+    optimized = optimize_source(spec, plan, share_weights=share_weights)
     if not verify:
         return optimized
     seconds = dict(optimized.report.seconds)
@@ -176,7 +181,11 @@ def optimize(
 
 
 def capture_source(
-    spec: SourceSpec, target: Target = CPU, progress: Progress = silent
+    spec: SourceSpec,
+    target: Target = CPU,
+    progress: Progress = silent,
+    *,
+    share_weights: bool = True,
 ) -> Optimized:
     """A model as it was captured, with its shortcuts and costs: no pass has run."""
     seconds = dict.fromkeys(("capture", "passes", "verify", "export"), 0.0)
@@ -188,19 +197,24 @@ def capture_source(
         captured = capture(
             source.model, source.args, source.kwargs, dynamic_shapes=source.dynamic_shapes
         )
+        if not share_weights:
+            hold_tensors(captured.graph_module, copied=True)
     report = captured_report(source.name, target, captured, seconds)
     return Optimized(captured.graph_module, report.shortcuts, report, captured)
 
 
-def optimize_source(spec: SourceSpec, plan: Plan, progress: Progress = silent) -> Optimized:
+def optimize_source(
+    spec: SourceSpec, plan: Plan, progress: Progress = silent, *, share_weights: bool = True
+) -> Optimized:
     """Load, capture and rewrite a model, proving each rewrite but not yet the whole."""
-    found = capture_source(spec, plan.target, progress)
+    found = capture_source(spec, plan.target, progress, share_weights=share_weights)
     if plan.verify and not plan.allow_nonfinite:
         check_weights(found.captured)
     seconds = dict(found.report.seconds)
     with timed(seconds, "passes"):
         module, passes = optimize_graph(found.captured, plan.passes, plan.verify, progress)
     InputCheck.of(found.captured, module).attach(module)
+    FreshResults.attach_to(module, found.captured.aliases)
     report = replace(found.report, after=graph_cost(module), passes=passes, seconds=seconds)
     return replace(found, module=module, report=report)
 
@@ -227,12 +241,14 @@ class PassTransformer:
     """The passes behind the protocol of `torch.fx.Transformer`, for a traced graph.
 
     `PassTransformer(torch.fx.symbolic_trace(model), args).transform()` is an optimised
-    `GraphModule` that is called like the traced one.
+    `GraphModule` that is called like the traced one. `share_weights` is that of
+    `passfx.optimize`.
     """
 
     module: GraphModule
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] | None = None
+    share_weights: bool = False
 
     def transform(self) -> GraphModule:
         """The optimised graph; `module` stays as it is.
@@ -240,4 +256,5 @@ class PassTransformer:
         Raises:
             CaptureError, VerificationError: as `passfx.optimize`.
         """
-        return optimize(self.module, self.args, self.kwargs).module
+        shares = self.share_weights
+        return optimize(self.module, self.args, self.kwargs, share_weights=shares).module

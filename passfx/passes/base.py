@@ -14,8 +14,12 @@ from typing import ClassVar
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
-from passfx.graph.editor import Certify, Editor, Match
-from passfx.graph.query import tensor
+from passfx.analysis.cost import node_seconds
+from passfx.analysis.growth import Addition, too_large
+from passfx.graph.aliases import FreshResults, graph_aliases
+from passfx.graph.editor import Certify, Edit, Editor, Match
+from passfx.graph.query import is_call, is_constant, tensor
+from passfx.graph.shapes import nbytes
 from passfx.record import Refusal
 from passfx.target import CPU, Target
 from passfx.verify.certificate import certify as default_certify
@@ -66,14 +70,38 @@ class Pass:
                     if isinstance(replacement, Node):
                         replacement = {found.at: replacement}
                     edit.replacements.update(replacement or {})
+                    if not found.weighed:
+                        edit.refused = self._growth(edit)
         return editor
 
+    def _growth(self, edit: Edit) -> str | None:
+        """Why an edit makes the file larger by more than its gain, if it does."""
+        added = sum(nbytes(node) for node in edit.added if is_constant(node))
+        if not added:
+            return None
+        gone: set[Node] = set()
+        for node in reversed(edit.match.nodes):
+            if node in edit.replacements or gone.issuperset(node.users):
+                gone.add(node)
+        old, new = filter(is_call, gone), filter(is_call, edit.added)
+        saved, spent = (sum(map(self._seconds, nodes)) for nodes in (old, new))
+        addition = Addition(edit.match.at, sorted(gone), added, saved - spent)
+        return too_large([addition]).get(addition)
+
+    def _seconds(self, node: Node) -> float:
+        return node_seconds(node, self.target.profile) if tensor(node) is not None else 0.0
+
     def __call__(self, graph_module: GraphModule) -> PassResult:
-        """Run on a captured graph, in place; a graph without fake values is left as it is."""
+        """Run on a captured graph, in place; a graph without fake values is left as it is.
+
+        What the graph returns stays fresh where it was, here as in `passfx.optimize`.
+        """
         if all(tensor(node) is None for node in graph_module.graph.nodes):
             return PassResult(graph_module, False)
+        before = graph_aliases(graph_module.graph)
         editor = self.run(graph_module)
         editor.finish()
+        FreshResults.attach_to(graph_module, before)
         return PassResult(graph_module, editor.modified)
 
 

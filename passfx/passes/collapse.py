@@ -49,7 +49,7 @@ class Collapse(Pass):
         for candidate in cover.chosen:
             nodes = tuple(sorted(candidate.span))
             what = f"{', '.join(map(op_name, nodes))} as one operator"
-            yield Match(candidate.node, nodes, what, candidate, candidate.any_size)
+            yield Match(candidate.node, nodes, what, candidate, candidate.any_size, True)
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
         candidate: Candidate = match.data

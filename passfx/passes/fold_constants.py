@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from passfx.analysis.cost import node_seconds
+from passfx.analysis.growth import Addition, too_large
 from passfx.graph.editor import Editor, Match, beside, refuse
 from passfx.graph.evaluate import evaluate
-from passfx.graph.query import arguments, constant, is_call, is_constant, is_pure, reached, tensor
-from passfx.graph.shapes import known_tensor
+from passfx.graph.query import arguments, is_call, is_constant, is_pure, reached, tensor
+from passfx.graph.shapes import elements, known_tensor, nbytes
 from passfx.passes.base import Found, Pass
 from passfx.verify.error import relative_error
-
-_GROWTH_BYTES = 1 << 20
 
 
 class FoldConstants(Pass):
@@ -26,8 +26,10 @@ class FoldConstants(Pass):
 
     Kept, or refused:
     1. random operators are never folded;
-    2. an expression whose result takes over 1 MiB more than the constants that only it reads, such
-       as an expanded token or the transpose of a shared weight, would make the file larger;
+    2. an expression whose result would make the file larger by more than its gain, such as an
+       expanded token or the transpose of a shared weight; where it is a constant in another dtype
+       or order, such as an 8-bit weight, it gains nothing, because a runtime can compute it when
+       it loads the file;
     3. an expression whose result differs between float32 and float64 by more than rounding means
        something by its precision.
     """
@@ -40,27 +42,44 @@ class FoldConstants(Pass):
             is_pure_call = node.op == "call_function" and is_pure(node)
             if is_constant(node) or (is_pure_call and fixed.issuperset(node.all_input_nodes)):
                 fixed.add(node)
-        for node in graph.nodes:
-            is_computed = node in fixed and not is_constant(node) and tensor(node) is not None
-            if is_computed and not fixed.issuperset(node.users):
-                yield self.match(node)
+        found = [
+            node
+            for node in graph.nodes
+            if node in fixed and not is_constant(node) and tensor(node) is not None
+            if not fixed.issuperset(node.users)
+        ]
+        refused = too_large(map(self._addition, found))
+        reasons = {item.at: reason for item, reason in refused.items()}
+        for node in found:
+            yield refuse(node, reasons[node]) if node in reasons else self.match(node)
+
+    def _addition(self, node: Node) -> Addition:
+        nodes = _expression(node)
+        calls = [item for item in nodes if not is_constant(item)]
+        read = (elements(item) for item in nodes if is_constant(item))
+        is_new = elements(node) > max(read, default=0)
+        timed = (item for item in calls if tensor(item) is not None)
+        saved = sum(node_seconds(item, self.target.profile) for item in timed) if is_new else 0.0
+        return Addition(node, calls, nbytes(node), saved)
 
     def match(self, node: Node) -> Found:
-        nodes = tuple(reached(node, lambda item: item.all_input_nodes))
-        freed = (item for item in nodes if is_constant(item) and {*item.users} <= {*nodes})
-        size = known_tensor(node).nbytes
-        if size > sum(constant(item).nbytes for item in freed) + _GROWTH_BYTES:
-            return refuse(node, f"its {size:,} bytes are more than the constants it frees")
+        nodes = _expression(node)
         values, native = dict[Node, Any](), dict[Node, Any]()
         evaluate(nodes, values)
         evaluate(nodes, native, double=False)
         if not _agree(values[node], native[node]):
             return refuse(node, "its value depends on the precision that it is computed in")
         calls = [item for item in nodes if not is_constant(item)]
-        return Match(node, nodes, f"{len(calls)} operators on constants", values[node])
+        what = f"{len(calls)} operators on constants"
+        return Match(node, nodes, what, values[node], weighed=True)
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
         return editor.constant(match.data, known_tensor(match.at).dtype, _name(match.at))
+
+
+def _expression(node: Node) -> tuple[Node, ...]:
+    """A node and all that it is computed from."""
+    return tuple(reached(node, lambda item: item.all_input_nodes))
 
 
 def _agree(wide: Tensor, native: Tensor) -> bool:
