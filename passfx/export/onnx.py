@@ -1,8 +1,9 @@
 """A rewritten graph as an ONNX file, through torch's own exporter."""
 
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -34,9 +35,10 @@ def to_exported_program(graph_module: GraphModule, captured: Captured) -> Export
     """The rewritten graph as an exported program, with the inputs and ranges it was captured with.
 
     Constants, which the graph reads by `get_attr`, become inputs of kind buffer, as the format
-    wants; node metadata (module scopes, source lines) is kept.
+    wants; the branches of conditions and loops go along, and node metadata (module scopes, source
+    lines) is kept.
     """
-    graph, copies = Graph(), dict[Node, Node]()
+    root, graph, copies = torch.nn.Module(), Graph(), dict[Node, Node]()
     inputs: list[signature.InputSpec] = []
     by_target: dict[str, Node] = {}
     nodes = list(graph_module.graph.nodes)
@@ -52,17 +54,20 @@ def to_exported_program(graph_module: GraphModule, captured: Captured) -> Export
         if node.op == "output":
             graph.output(torch.fx.node.map_arg(node.args[0], copies.__getitem__))
         elif node not in copies:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
+            read = _once(graph, copies) if _has_branches(node) else copies.__getitem__
+            copies[node] = graph.node_copy(node, read)
             if node.op == "placeholder":
                 kind, argument = signature.InputKind.USER_INPUT, _argument(copies[node])
                 inputs.append(signature.InputSpec(kind, argument, None))
+            elif node.op == "get_attr":
+                root.add_module(str(node.target), attribute(graph_module, str(node.target)))
     outputs = [
         signature.OutputSpec(signature.OutputKind.USER_OUTPUT, _argument(item), None)
         for item in graph.output_node().args[0]  # type: ignore[union-attr]
     ]
     program = captured.program
     return ExportedProgram(
-        root=torch.nn.Module(),
+        root=root,
         graph=graph,
         graph_signature=signature.ExportGraphSignature(inputs, outputs),
         state_dict={target: attribute(graph_module, target).detach() for target in by_target},
@@ -70,6 +75,25 @@ def to_exported_program(graph_module: GraphModule, captured: Captured) -> Export
         module_call_graph=program.module_call_graph[:1],
         example_inputs=(captured.args, captured.kwargs),
     )
+
+
+def _has_branches(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
+def _once(graph: Graph, copies: dict[Node, Node]) -> Callable[[Node], Node]:
+    """The copies that a condition or loop reads, which takes no tensor twice: one, and clones."""
+    taken: set[Node] = set()
+
+    def read(node: Node) -> Node:
+        copy = copies[node]
+        if copy in taken and tensor(node) is not None:
+            copy = graph.call_function(torch.ops.aten.clone.default, (copy,))
+            copy.meta = dict(node.meta)
+        taken.add(copy)
+        return copy
+
+    return read
 
 
 def _argument(item: Any) -> Any:
@@ -122,7 +146,8 @@ def export_onnx(
         # The innermost one: the exporter's own message is mostly advice for its maintainers.
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = f"torch's ONNX exporter cannot write this model: {named_line(cause)}"
+        what = re.sub(r"<(\w+\.)*(\w+) object at 0x\w+>", r"\2", named_line(cause))
+        reason = f"torch's ONNX exporter cannot write this model: {what}"
         raise ExportError(reason) from error
     assert program is not None
     model = program.model

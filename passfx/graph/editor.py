@@ -166,7 +166,12 @@ class Editor:
 
     def finish(self) -> None:
         """Detach constants that no node reads, give new ones the names this frees, recompile."""
-        used = {str(node.target) for node in self.graph.find_nodes(op="get_attr")}
+        used = {
+            f"{path}.{node.target}".removeprefix(".")
+            for path, module in self.graph_module.named_modules()
+            if isinstance(module, GraphModule)  # the module itself, and the branches of conditions
+            for node in module.graph.find_nodes(op="get_attr")
+        }
         for path, module in self.graph_module.named_modules():
             tensors = [name for name, item in vars(module).items() if isinstance(item, Tensor)]
             for name in [*module._parameters, *module._buffers, *tensors]:
