@@ -15,7 +15,7 @@ from passfx.graph.ops import ARITHMETIC
 from passfx.graph.query import constant, is_call, value
 from passfx.graph.shapes import elements, hint
 from passfx.verify.channels import channel_error, largest
-from passfx.verify.draws import Draw, Layout, Sizes, draws, tensors_in
+from passfx.verify.draws import LONG, MANY, Draw, Layout, Sizes, draws, tensors_in
 from passfx.verify.values import Values, landmarks, reach_of
 
 aten = ops.aten
@@ -108,8 +108,8 @@ class _Proof:
         rank, found = layout.rank, list[float]()
         least, outcome = 0, None
         for least in _SMALLEST if rank else (0,):
-            square = (least,) * rank
-            outcome = self._first(layout, [Draw(1, square), Draw(None, square)])
+            square, many = (least,) * rank, MANY if rank else LONG
+            outcome = self._first(layout, [Draw(many, square), Draw(None, square)])
             if outcome is not None:
                 break
         plan = draws(rank, least, reach_of(self.old), self._step(layout))

@@ -16,7 +16,8 @@ from torch import SymInt, Tensor
 from passfx.graph.shapes import hint
 
 LONG = 23  # positions, so that a fault from row 20 on shows
-_MANY = 8  # samples, so that a fault from sample 6 on shows
+MANY = 8  # samples, so that a fault from sample 6 on shows
+_SIDE = 16  # what surrounds a position is as large, or long in one direction only
 _RATIO = 8  # beyond it, the sizes of two inputs have nothing to do with each other
 
 Shape = tuple[int, ...]
@@ -45,7 +46,10 @@ class Draw:
 
 
 def draws(rank: int, least: int, reach: int, step: int) -> list[Draw]:
-    """The sizes that an edit is proven at, in `rank` free axes besides the first.
+    """The sizes that an edit is proven at besides the smallest, in `rank` axes after the first.
+
+    Few draws of few positions: large weights cost a pass over memory each. One is long in one
+    direction and has an inside in the others; each of the rest is long in another and all border.
 
     Args:
         least: the smallest size that its operators take.
@@ -53,12 +57,11 @@ def draws(rank: int, least: int, reach: int, step: int) -> list[Draw]:
         step: how many positions of the input one of the result stands for.
     """
     if not rank:
-        return [Draw(batch, ()) for batch in (1, 2, LONG)]
-    start, axes = max(least, reach), range(rank)
-    near, far = [start + axis for axis in axes], [start + 3 - axis for axis in axes]
-    thin = [[LONG * step + at if axis == at else least for axis in axes] for at in axes]
-    found = [(2, near), (1, far), *((1, sizes) for sizes in thin), (_MANY, [least] * rank)]
-    return [Draw(batch, tuple(sizes)) for batch, sizes in found]
+        return [Draw(1, ())]
+    side, long = max(least, min(reach, _SIDE)) + 1, max(LONG * step, reach)
+    thin = [[least] * at + [long + at] + [least] * (rank - at - 1) for at in range(1, rank)]
+    found = [[long] + [side] * (rank - 1), *(thin or [[side]])]
+    return [Draw(1, tuple(sizes)) for sizes in found]
 
 
 @dataclass(frozen=True)
