@@ -128,6 +128,7 @@ def optimize(
     skip: Collection[str] = (),
     only: Collection[str] | None = None,
     verify: bool = True,
+    save_repro: str | PathLike[str] | None = None,
 ) -> Optimized:
     """Capture a model, run the passes over it, and prove the result.
 
@@ -138,13 +139,15 @@ def optimize(
         target: what the model is for, "cpu" or "cuda".
         skip, only: names of passes to leave out, or to run alone.
         verify: prove each rewrite in float64, and the whole result at the end.
+        save_repro: a folder for rewrites that are undone, each as a `.pt2` of the operators before
+            and after and a script that shows the failure.
 
     Raises:
-        SourceError: an unknown target or pass.
+        SourceError: an unknown target or pass, or `save_repro` cannot be a folder.
         CaptureError: the model cannot be captured.
         VerificationError: the result disagrees with the model.
     """
-    plan = Plan(find_target(target), skip, only, verify)
+    plan = Plan(find_target(target), skip, only, verify, save_repro)
     spec = SourceSpec(model, args, kwargs, dynamic_shapes=dynamic_shapes)
     optimized = optimize_source(spec, plan)
     if not verify:
@@ -181,7 +184,9 @@ def optimize_source(spec: SourceSpec, plan: Plan, progress: Progress = silent) -
     found = capture_source(spec, plan.target, progress)
     seconds = dict(found.report.seconds)
     with timed(seconds, "passes"):
-        module, passes = optimize_graph(found.captured, plan.passes, plan.verify, progress)
+        module, passes = optimize_graph(
+            found.captured, plan.passes, plan.verify, progress, plan.save_repro
+        )
     InputCheck.of(found.captured, module).attach(module)
     report = replace(found.report, after=graph_cost(module), passes=passes, seconds=seconds)
     return replace(found, module=module, report=report)

@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
-from passfx.graph.editor import Certify, Editor, Match
+from passfx.graph.editor import Certify, Editor, Match, Undone
 from passfx.graph.query import tensor
 from passfx.record import Refusal
 from passfx.target import CPU, Target
@@ -51,12 +51,17 @@ class Pass:
         for node in graph.nodes:
             yield self.match(node)
 
-    def run(self, graph_module: GraphModule, certify: Certify = default_certify) -> Editor:
+    def run(
+        self,
+        graph_module: GraphModule,
+        certify: Certify = default_certify,
+        undone: Undone | None = None,
+    ) -> Editor:
         """Rewrite the graph in place; the editor holds the rewrites and the refusals.
 
         The caller ends with `editor.finish()`, once it keeps the result.
         """
-        editor = Editor(graph_module, self.name, certify)
+        editor = Editor(graph_module, self.name, certify, undone)
         for found in self.matches(graph_module.graph):
             if isinstance(found, Refusal):
                 editor.refuse(found)

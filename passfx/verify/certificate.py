@@ -49,6 +49,11 @@ def certify(edit: Edit) -> Certificate:
     return _Proof(edit).certificate() if edit.replacements else Certificate(None)
 
 
+def unproven(edit: Edit) -> Certificate:
+    """No proof: shapes and dtypes, which the editor compares, are all that is checked."""
+    return Certificate(None)
+
+
 def _largest(tensor: Tensor) -> float:
     return float(tensor.abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0
 
@@ -64,11 +69,12 @@ class _Proof:
         reads.update(edit.replacements.values())
         self.given = {node: widen(exact) for node, exact in edit.exact.items()}
         evaluate((read for read in reads if read.op == "get_attr"), self.given)
-        self.frontier = sorted(read for read in reads - nodes if read.op != "get_attr")
+        self.frontier = edit.frontier
         self.inputs = [value(node) for node in self.frontier]
         self.generator = torch.Generator().manual_seed(_SEED)
         self.landmarks = landmarks(nodes)
         self.gain, self.refusal = 1.0, ""
+        self.failing: tuple[Any, ...] | None = None
         self.integers = _ranges(nodes, self.inputs)
 
     def certificate(self) -> Certificate:
@@ -84,15 +90,17 @@ class _Proof:
         proven = [item for item in found if isinstance(item, float)]
         misfits = [item for item in found if isinstance(item, str)]
         if misfits and not proven:
-            return Certificate(None, misfits[0])
+            return Certificate(None, misfits[0], self.failing)
         if not any_size or not proven:
             own = self._own()
             if not isinstance(own, float):
-                return Certificate(None, own or f"the certificate cannot run: {self.refusal}")
+                failure = own or f"the certificate cannot run: {self.refusal}"
+                return Certificate(None, failure, self.failing)
             proven.append(own)
         error = max(proven)
         if not error <= CERTIFICATE_TOLERANCE:
-            return Certificate(error, f"relative error {error:.1e} on random inputs")
+            failure = f"relative error {error:.1e} on random inputs"
+            return Certificate(error, failure, self.failing)
         return Certificate(error)
 
     def _orders(self) -> list[bool]:
@@ -159,12 +167,13 @@ class _Proof:
             if self._is_empty(known):
                 continue
             outcome = self._compare(known)
-            is_failure = isinstance(outcome, str) or not outcome <= CERTIFICATE_TOLERANCE
             self._raise_gain(known)
-            is_broadcast = isinstance(outcome, str) and sizes.wanted.get(0) == 1 < sizes.base.get(
-                0, 1
-            )
-            return None if is_broadcast or (is_failure and sizes.break_a_rule()) else outcome
+            if isinstance(outcome, float) and outcome <= CERTIFICATE_TOLERANCE:
+                return outcome
+            if sizes.break_a_rule() or (isinstance(outcome, str) and sizes.is_single):
+                return None
+            self.failing = tuple(drawn)
+            return outcome
         return None
 
     def _is_empty(self, known: dict[Node, Any]) -> bool:

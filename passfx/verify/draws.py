@@ -153,6 +153,11 @@ class Sizes:
         ratio = round(size / base)
         return int(size if ratio > _RATIO else size + ratio * (self.wanted[role] - base))
 
+    @property
+    def is_single(self) -> bool:
+        """Whether one sample stands for several, which operators may repeat to fit a constant."""
+        return self.wanted.get(0) == 1 < self.base.get(0, 1)
+
     def break_a_rule(self) -> bool:
         """Whether the graph was captured for other values of its dynamic sizes than these."""
         if not self.symbols:
