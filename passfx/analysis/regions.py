@@ -180,7 +180,8 @@ class _Search:
                 check = partial(before.form.geometry.then_failure, form.geometry)
                 failure, any_size = _exactness(check, before.form.source, form.rank)
                 if failure is None:
-                    span, any_size = before.span | {node}, before.any_size and any_size
+                    span = before.span | {node}
+                    any_size = any_size and before.any_size and form.any_size
                     yield Candidate(node, compose(before.form, form), span, any_size)
                 elif len(before.span) == 1:
                     self.refused.append((node, failure))

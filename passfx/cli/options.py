@@ -90,6 +90,8 @@ _PASSES = (
     option("--skip", multiple=True, metavar="PASS", help="Leave a pass out; repeatable."),
     option("--only", multiple=True, metavar="PASS", callback=lambda _, __, names: names or None,
         help="Run only this pass; repeatable."),
+    option("--save-repro", type=FILE, metavar="DIR",
+        help="Save rewrites that are undone here, each with a script that shows the failure."),
 )  # fmt: skip
 PLAN = Group("passfx.pipeline:Plan", (*_PASSES, _VERIFY, NONFINITE))
 PROVEN_PLAN = Group("passfx.pipeline:Plan", (*_PASSES, NONFINITE))

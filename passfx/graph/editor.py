@@ -66,27 +66,50 @@ class Edit:
     replacements: dict[Node, Node] = field(default_factory=dict)
     refused: str | None = None
 
+    @property
+    def frontier(self) -> list[Node]:
+        """What is read from outside, in topological order; constants are not among it."""
+        nodes = {*self.match.nodes, *self.added}
+        reads = {read for node in nodes for read in node.all_input_nodes}
+        reads.update(self.replacements.values())
+        return sorted(read for read in reads - nodes if read.op != "get_attr")
+
 
 @dataclass(frozen=True)
 class Certificate:
-    """The outcome of a local proof: the largest relative error, and the failure if there is one."""
+    """The outcome of a local proof: the largest relative error, and the failure if there is one.
+
+    `inputs`: the values of `Edit.frontier` that show the failure, where there are such.
+    """
 
     error: float | None
     failure: str | None = None
+    inputs: tuple[Any, ...] | None = None
 
 
 Certify = Callable[[Edit], Certificate]
+Undone = Callable[[Edit, Certificate], None]
 
 
 class Editor:
-    """Edits one graph module and records what it did; `modified` is derived from the record."""
+    """Edits one graph module and records what it did; `modified` is derived from the record.
 
-    def __init__(self, graph_module: GraphModule, pass_name: str, certify: Certify) -> None:
+    `undone` is told of every edit whose certificate fails, while its nodes are still there.
+    """
+
+    def __init__(
+        self,
+        graph_module: GraphModule,
+        pass_name: str,
+        certify: Certify,
+        undone: Undone | None = None,
+    ) -> None:
         self.graph_module = graph_module
         self.rewrites: list[Rewrite] = []
         self.refusals: list[Refusal] = []
         self._pass_name = pass_name
         self._certify = certify
+        self._undone = undone
         self._edit: Edit | None = None
 
     @property
@@ -117,6 +140,8 @@ class Editor:
                 return
             failure = self._type_change(edit)
             certificate = Certificate(None, failure) if failure else self._certify(edit)
+            if certificate.failure is not None and self._undone is not None:
+                self._undone(edit, certificate)
         except BaseException:
             self._undo(edit)
             raise

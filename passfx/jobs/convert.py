@@ -39,6 +39,7 @@ def convert(
     skip: Collection[str] = (),
     only: Collection[str] | None = None,
     verify: bool = True,
+    save_repro: str | PathLike[str] | None = None,
     rtol: float | None = None,
     seed: int = 0,
     input_names: Sequence[str] | None = None,
@@ -58,7 +59,7 @@ def convert(
         dynamic_batch: the first axis of every input may vary.
         dynamic_axes: the axes of each input (a parameter of `forward`) that may vary.
         dynamic_shapes: both in `torch.export.export`'s own form, instead of them.
-        target, skip, only, verify, allow_nonfinite: as in `passfx.optimize`.
+        target, skip, only, verify, allow_nonfinite, save_repro: as in `passfx.optimize`.
         precision, opset, epilogues, fp16_io, accuracy, calibration, rtol, input_names,
             output_names: as in `Optimized.export`.
         seed: of random weights, inputs and samples.
@@ -77,7 +78,7 @@ def convert(
         precision, opset, epilogues, fp16_io, accuracy, calibration, verify, rtol, seed,
         input_names, output_names, allow_nonfinite,
     )  # fmt: skip
-    plan = Plan(find_target(target), skip, only, verify, allow_nonfinite)
+    plan = Plan(find_target(target), skip, only, verify, allow_nonfinite, save_repro)
     return convert_source(spec, plan, Path(path), settings, progress)
 
 

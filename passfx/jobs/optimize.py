@@ -143,6 +143,7 @@ def optimize(
     verify: bool = True,
     allow_nonfinite: bool = False,
     share_weights: bool = False,
+    save_repro: str | PathLike[str] | None = None,
 ) -> Optimized:
     """Capture a model, run the passes over it, and prove the result.
 
@@ -157,14 +158,16 @@ def optimize(
             that are, though nothing is proven of them.
         share_weights: weights that no pass changes stay in the memory of the model, which what is
             written into either then changes in both; by default they are copied.
+        save_repro: a folder for rewrites that are undone, each as a `.pt2` of the operators before
+            and after and a script that shows the failure.
 
     Raises:
-        SourceError: an unknown target or pass.
+        SourceError: an unknown target or pass, or `save_repro` cannot be a folder.
         CaptureError: the model cannot be captured.
         VerificationError: the result disagrees with the model, or nothing can be proven because
             weights or results are not finite.
     """
-    plan = Plan(find_target(target), skip, only, verify, allow_nonfinite)
+    plan = Plan(find_target(target), skip, only, verify, allow_nonfinite, save_repro)
     spec = SourceSpec(model, args, kwargs, dynamic_shapes=dynamic_shapes)
     optimized = optimize_source(spec, plan, share_weights=share_weights)
     if not verify:
@@ -212,7 +215,9 @@ def optimize_source(
         check_weights(found.captured)
     seconds = dict(found.report.seconds)
     with timed(seconds, "passes"):
-        module, passes = optimize_graph(found.captured, plan.passes, plan.verify, progress)
+        module, passes = optimize_graph(
+            found.captured, plan.passes, plan.verify, progress, plan.save_repro
+        )
     InputCheck.of(found.captured, module).attach(module)
     FreshResults.attach_to(module, found.captured.aliases)
     report = replace(found.report, after=graph_cost(module), passes=passes, seconds=seconds)
