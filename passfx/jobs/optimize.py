@@ -178,7 +178,11 @@ def capture_source(
 
 def optimize_source(spec: SourceSpec, plan: Plan, progress: Progress = silent) -> Optimized:
     """Load, capture and rewrite a model, proving each rewrite but not yet the whole."""
-    found = capture_source(spec, plan.target, progress)
+    return rewritten(capture_source(spec, plan.target, progress), plan, progress)
+
+
+def rewritten(found: Optimized, plan: Plan, progress: Progress = silent) -> Optimized:
+    """A captured model after the passes of a plan; what was captured stays as it is."""
     seconds = dict(found.report.seconds)
     with timed(seconds, "passes"):
         module, passes = optimize_graph(found.captured, plan.passes, plan.verify, progress)
