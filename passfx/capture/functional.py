@@ -183,13 +183,20 @@ def find_dead_code(traced: Graph, functional: Graph) -> PassReport:
     for node in reversed(traced.nodes):
         if node.op == "output" or {node, node.name} & kept:
             kept.update(node.all_input_nodes)
-    branches: list[list[Node]] = []
+    branch_of: dict[Node, list[Node]] = {}
     for node in traced.nodes:
         if not is_call(node) or {node, node.name} & kept:
             continue
-        joined = [branch for branch in branches if set(branch) & set(node.all_input_nodes)]
-        branches = [branch for branch in branches if branch not in joined]
-        branches.append([*(item for branch in joined for item in branch), node])
+        read = [branch_of[item] for item in node.all_input_nodes if item in branch_of]
+        joined = max(read, key=len, default=[])
+        for branch in read:  # the smaller ones go over into the largest
+            if branch is not joined and branch_of[branch[0]] is branch:
+                joined += branch
+                branch_of |= dict.fromkeys(branch, joined)
+        joined.append(node)
+        branch_of[node] = joined
+    found = {id(branch): branch for branch in branch_of.values()}.values()
+    branches = sorted((sorted(branch) for branch in found), key=lambda branch: branch[-1])
     rewrites = []
     for branch in branches:
         at, names = branch[-1], tuple(node.name for node in branch)

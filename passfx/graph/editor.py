@@ -9,6 +9,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -74,6 +75,25 @@ class Edit:
         reads.update(self.replacements.values())
         return sorted(read for read in reads - nodes if read.op != "get_attr")
 
+    @cached_property
+    def first_of(self) -> dict[Any, Node]:
+        """The first old node of each operator, which a new one of that operator continues."""
+        return {old.target: old for old in reversed(self.match.nodes)}
+
+    def sources(self, pass_name: str) -> list[NodeSource]:
+        """Where new nodes come from: nodes of the captured graph, however often rewritten since."""
+        if self._sources is None:
+            by = f"{_OURS}{pass_name}", NodeSourceAction.REPLACE
+            found: dict[str, NodeSource] = {}
+            for old in self.match.nodes:
+                own = old.meta.get("from_node") or ()
+                is_new = bool(own) and own[0].pass_name.startswith(_OURS)
+                found |= {item.name: item for item in (own if is_new else [NodeSource(old, *by)])}
+            self._sources = list(found.values())[:_MOST_SOURCES]
+        return self._sources
+
+    _sources: list[NodeSource] | None = None
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -106,7 +126,8 @@ class Editor:
     ) -> None:
         self.graph_module = graph_module
         self.rewrites: list[Rewrite] = []
-        self.refusals: list[Refusal] = []
+        self._refusals: dict[Refusal, None] = {}
+        self._names: dict[str, int] = {}
         self._pass_name = pass_name
         self._certify = certify
         self._undone = undone
@@ -122,10 +143,14 @@ class Editor:
         """Whether any edit was committed."""
         return bool(self.rewrites)
 
+    @property
+    def refusals(self) -> list[Refusal]:
+        """What had the right shape and was unsafe, each told once."""
+        return list(self._refusals)
+
     def refuse(self, refusal: Refusal) -> None:
         """Record a refusal once."""
-        if refusal not in self.refusals:
-            self.refusals.append(refusal)
+        self._refusals[refusal] = None
 
     @contextmanager
     def edit(self, match: Match) -> Iterator[Edit]:
@@ -182,7 +207,7 @@ class Editor:
         """
         edit = self._open_edit()
         tensor = exact.detach().to(dtype).contiguous()
-        target = _attach(self.graph_module, name, tensor)
+        target = self._attach(name, tensor)
         fake = _fake_mode(self.graph).from_tensor(tensor, static_shapes=True)
         node = self._insert(fake, "get_attr", target)
         edit.exact[node] = exact.detach()
@@ -202,13 +227,18 @@ class Editor:
             for name in [*module._parameters, *module._buffers, *tensors]:
                 if f"{path}.{name}".removeprefix(".") not in used:
                     delattr(module, name)
-        for node in self.graph.nodes:
-            wanted, current = node.meta.get(_WANTED_NAME), node.target
-            if wanted is None or wanted == current or wanted in used:
+        readers: dict[str, list[Node]] = {}
+        for node in self.graph.find_nodes(op="get_attr"):
+            readers.setdefault(str(node.target), []).append(node)
+        self._names.clear()
+        for current, nodes in readers.items():
+            given = (node.meta[_WANTED_NAME] for node in nodes if _WANTED_NAME in node.meta)
+            wanted = next((name for name in given if name not in used), None)
+            if wanted is None:
                 continue
-            renamed = _attach(self.graph_module, wanted, attribute(self.graph_module, current))
+            renamed = self._attach(wanted, attribute(self.graph_module, current))
             used.add(renamed)
-            for reader in self.graph.find_nodes(op="get_attr", target=current):
+            for reader in nodes:
                 reader.target = renamed
             parent, _, name = current.rpartition(".")
             delattr(self.graph_module.get_submodule(parent), name)
@@ -223,14 +253,12 @@ class Editor:
         edit = self._open_edit()
         node = self.graph.create_node(*made)
         edit.added.append(node)
-        like = (old for old in edit.match.nodes if old.target == node.target)
-        origin = next(like, edit.match.at)
+        origin = edit.first_of.get(node.target, edit.match.at)
         node.meta["val"] = fake
         for key in ("nn_module_stack", "stack_trace"):
             if key in origin.meta:
                 node.meta[key] = origin.meta[key]
-        by = f"passfx.{self._pass_name}", NodeSourceAction.REPLACE
-        node.meta["from_node"] = [NodeSource(source, *by) for source in edit.match.nodes]
+        node.meta["from_node"] = edit.sources(self._pass_name)
         return node
 
     def _type_change(self, edit: Edit) -> str | None:
@@ -241,8 +269,10 @@ class Editor:
 
     def _commit(self, edit: Edit, error: float | None) -> None:
         """Repoint, then erase the nodes without users, and the constants that only they read."""
-        for old, new in edit.replacements.items():
-            old.replace_all_uses_with(new)
+        for user in {user: None for old in edit.replacements for user in old.users}:
+            # All at once, because a node that reads many of them is written anew each time.
+            new = map_arg((user.args, user.kwargs), lambda old: edit.replacements.get(old, old))
+            user.args, user.kwargs = new
         removed: list[str] = []
         for node in reversed(edit.match.nodes):
             if node.users or node.op == "placeholder" or node._erased:
@@ -263,7 +293,25 @@ class Editor:
             self.graph.erase_node(node)
 
 
+    def _attach(self, path: str, tensor: Tensor) -> str:
+        """Register a tensor under this path, or with the first number that is free after it."""
+        module: torch.nn.Module = self.graph_module
+        *parents, name = path.split(".")
+        for part in parents:
+            if not isinstance(getattr(module, part, None), torch.nn.Module):
+                module.add_module(part, torch.nn.Module())
+            module = getattr(module, part)
+        unique, number = name, self._names.get(path, 1)
+        while hasattr(module, unique):
+            unique, number = f"{name}_{number}", number + 1
+        self._names[path] = number
+        module.register_buffer(unique, tensor)
+        return ".".join([*parents, unique])
+
+
 _WANTED_NAME = "passfx_name"
+_OURS = "passfx."
+_MOST_SOURCES = 64
 
 
 def _fake_mode(graph: Graph) -> FakeTensorMode:
@@ -272,19 +320,6 @@ def _fake_mode(graph: Graph) -> FakeTensorMode:
         if fake is not None and hasattr(fake, "fake_mode"):
             return fake.fake_mode  # type: ignore[no-any-return]
     raise AssertionError("a captured graph has fake values")
-
-
-def _attach(module: torch.nn.Module, path: str, tensor: Tensor) -> str:
-    *parents, name = path.split(".")
-    for part in parents:
-        if not isinstance(getattr(module, part, None), torch.nn.Module):
-            module.add_module(part, torch.nn.Module())
-        module = getattr(module, part)
-    unique, number = name, 1
-    while hasattr(module, unique):
-        unique, number = f"{name}_{number}", number + 1
-    module.register_buffer(unique, tensor)
-    return ".".join([*parents, unique])
 
 
 def _type(node: Node) -> str:

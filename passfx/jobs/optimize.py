@@ -211,6 +211,11 @@ def optimize_source(
 ) -> Optimized:
     """Load, capture and rewrite a model, proving each rewrite but not yet the whole."""
     found = capture_source(spec, plan.target, progress, share_weights=share_weights)
+    return rewritten(found, plan, progress)
+
+
+def rewritten(found: Optimized, plan: Plan, progress: Progress = silent) -> Optimized:
+    """A captured model after the passes of a plan; what was captured stays as it is."""
     if plan.verify and not plan.allow_nonfinite:
         check_weights(found.captured)
     seconds = dict(found.report.seconds)

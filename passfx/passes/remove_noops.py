@@ -1,14 +1,14 @@
 """Operators that compute nothing."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from typing import Any
 
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from passfx.analysis import layouts
-from passfx.analysis.layouts import Shorter, first_input, moves_nothing, permutation
+from passfx.analysis.layouts import MemoryReaders, Shorter, first_input, moves_nothing, permutation
 from passfx.graph import ops
 from passfx.graph.editor import Editor, Match
 from passfx.graph.ops import aten
@@ -38,10 +38,18 @@ class RemoveNoops(Pass):
 
     name = "remove-noops"
 
+    def matches(self, graph: Graph) -> Iterator[Found]:
+        readers = MemoryReaders(graph)
+        for node in graph.nodes:
+            yield self._match(node, readers)
+
     def match(self, node: Node) -> Found:
+        return self._match(node, MemoryReaders(node.graph))
+
+    def _match(self, node: Node, readers: MemoryReaders) -> Found:
         found = _single_part(node) if node.target is operator.getitem else _unchanged(node)
         found = found or layouts.shorter_chain(node)
-        if found is None or layouts.reader_of_memory(node) is not None:
+        if found is None or readers.after(node) is not None:
             return None
         any_size = not any(is_call(item, *_OF_THIS_SIZE) for item in found.nodes)
         return Match(node, found.nodes, found.what, found, any_size)
