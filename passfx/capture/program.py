@@ -31,6 +31,8 @@ from passfx.capture.functional import (
     unlift,
 )
 from passfx.capture.names import input_names, output_names
+from passfx.capture.rules import SizeRule
+from passfx.capture.trial import find_rules
 from passfx.errors import CaptureError, named_line, quiet
 from passfx.graph.query import dtype_name, tensors
 from passfx.record import PassReport
@@ -49,6 +51,7 @@ class Captured:
         dim_names: the tracer's symbol of each dynamic size → the name that the user gave it.
         dead_code: the branches of the model that reach no output, as the pass `remove-unused` would
             report them; making the graph functional drops them, so no pass gets to see them.
+        rules: what must hold for the sizes of the inputs.
     """
 
     graph_module: GraphModule
@@ -59,6 +62,7 @@ class Captured:
     output_names: tuple[str, ...]
     dim_names: dict[str, str]
     dead_code: PassReport
+    rules: tuple[SizeRule, ...] = ()
 
     @property
     def flat_inputs(self) -> list[Any]:
@@ -128,6 +132,7 @@ def capture(
         output_names(graph_module, taken),
         dim_names(graph_module, pytree.tree_leaves(inputs), dims),
         find_dead_code(traced, program.graph),
+        find_rules(graph_module, program, model, inputs, dims),
     )
 
 
