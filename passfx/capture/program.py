@@ -32,7 +32,9 @@ from passfx.capture.functional import (
     unlift,
 )
 from passfx.capture.names import input_names, output_names
+from passfx.capture.rules import SizeRule
 from passfx.capture.state import evaluating
+from passfx.capture.trial import find_rules
 from passfx.capture.weights import hold_tensors
 from passfx.errors import CaptureError, quiet
 from passfx.graph.aliases import Aliases
@@ -54,6 +56,7 @@ class Captured:
             report them; making the graph functional drops them, so no pass gets to see them.
         aliases: which results of the model share memory.
         notes: sentences about what the graph leaves out of what the model does to its inputs.
+        rules: what must hold for the sizes of the inputs.
     """
 
     graph_module: GraphModule
@@ -66,6 +69,7 @@ class Captured:
     dead_code: PassReport
     aliases: Aliases
     notes: tuple[str, ...] = ()
+    rules: tuple[SizeRule, ...] = ()
 
     @property
     def flat_inputs(self) -> list[Any]:
@@ -142,6 +146,7 @@ def capture(
         find_dead_code(traced, program.graph),
         shared,
         notes,
+        find_rules(graph_module, program, model, inputs, dims),
     )
 
 

@@ -292,7 +292,6 @@ class Editor:
         for node in reversed(edit.added):
             self.graph.erase_node(node)
 
-
     def _attach(self, path: str, tensor: Tensor) -> str:
         """Register a tensor under this path, or with the first number that is free after it."""
         module: torch.nn.Module = self.graph_module

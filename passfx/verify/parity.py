@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from passfx.capture.dynamic import resample
 from passfx.capture.program import Captured
 from passfx.errors import VerificationError
 from passfx.graph.evaluate import run_flat
@@ -228,7 +229,7 @@ def draw_samples(captured: Captured, seed: int) -> Iterator[list[Any]]:
     for turn in range(3 if captured.program.range_constraints else 1):
         resized = partial(_resize, turn=turn, captured=captured)
         yield [
-            _resample(given, tuple(map(resized, value(node).shape)), generator)
+            resample(given, tuple(map(resized, value(node).shape)), generator)
             if isinstance(given, Tensor)
             else given
             for node, given in zip(captured.placeholders, captured.flat_inputs, strict=True)
@@ -250,12 +251,3 @@ def _resize(size: Any, turn: int, captured: Captured) -> int:
             found for found in sizes if bounds is None or bounds.lower <= found <= bounds.upper
         )
     return int(expression.subs(values))
-
-
-def _resample(given: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """A tensor of `shape` with elements drawn from `given`, so that they stay in its domain."""
-    flat = given.detach().cpu().reshape(-1)
-    if given.dtype.is_floating_point and (not flat.numel() or bool((flat == flat[0]).all())):
-        return torch.randn(shape, generator=generator).to(given)
-    chosen = torch.randint(0, max(1, flat.numel()), (math.prod(shape),), generator=generator)
-    return flat[chosen].reshape(shape).to(given.device)
