@@ -51,10 +51,7 @@ def smallest(seed: int, onnx: bool = False) -> str:
 def table(found: dict[int, Outcome]) -> str:
     """The figures, and every reason with the number of times that it was given."""
     kinds = Counter(item.kind for item in found.values())
-    rewrites = [
-        sum(column)
-        for column in zip(*(o.rewrites for o in found.values() if o.rewrites), strict=True)
-    ]
+    rewrites = [sum(column) for column in zip(*(o.rewrites for o in found.values() if o.rewrites), strict=True)]
     undone = Counter(_shape(reason) for item in found.values() for reason in item.undone)
     lines = [
         f"networks                {len(found)}",

@@ -110,20 +110,12 @@ def scale(d: Drawer) -> int:
     """A constant tensor, of any shape that broadcasts, and of plain values too."""
     x, r = d.floating(), d.rng
     shape = d.values[x].shape
-    if len(shape) == 0 or (d.is_dynamic and len(shape) < 3):
+    if len(shape) == 0 or d.is_dynamic and len(shape) < 3:
         raise Rejected("nothing to broadcast over")
     kept = range(1, len(shape)) if not d.is_dynamic else (1,)
     form = [size if axis in kept and d.chance(0.6) else 1 for axis, size in enumerate(shape)]
     form = form[r.randint(0, len(form) - 1) :] if d.chance(0.4) else form
-    values = r.choice(
-        (
-            "torch.randn({})",
-            "torch.rand({}) + 0.5",
-            "torch.ones({})",
-            "torch.zeros({})",
-            "-torch.ones({})",
-        )
-    )
+    values = r.choice(("torch.randn({})", "torch.rand({}) + 0.5", "torch.ones({})", "torch.zeros({})", "-torch.ones({})"))
     kind = r.choice(("nn.Parameter", "nn.Buffer"))
     part = d.own(f"{kind}({values.format(form)})")
     text = r.choice(("{0} * {part}", "{part} * {0}", "{0} + {part}", "{part} - {0}", "{0} - {part}",
@@ -156,12 +148,7 @@ def split(d: Drawer) -> int:
     if count < 2:
         raise Rejected("nothing to split")
     first = d.rng.randint(1, count - 1)
-    forms = [
-        f".split([{first}, {count - first}], 1)",
-        ".chunk(2, 1)",
-        ".tensor_split(2, 1)",
-        ".split(1, 1)",
-    ]
+    forms = [f".split([{first}, {count - first}], 1)", ".chunk(2, 1)", ".tensor_split(2, 1)", ".split(1, 1)"]
     parts = d.step("{0}" + d.rng.choice(forms), x)
     a = d.step("{0}[0]", parts)
     b = d.step("{0}[1]", parts)
@@ -185,13 +172,7 @@ def product(d: Drawer) -> int:
     count = d.values[x].shape[-1]
     if d.chance(0.4):
         part = d.own(f"nn.Parameter(torch.randn({(count, d.rng.randint(1, 6))}))")
-        text = d.rng.choice(
-            (
-                "{0} @ {part}",
-                "torch.matmul({0}, {part})",
-                "torch.einsum('...i,ij->...j', {0}, {part})",
-            )
-        )
+        text = d.rng.choice(("{0} @ {part}", "torch.matmul({0}, {part})", "torch.einsum('...i,ij->...j', {0}, {part})"))
         return d.step(text, x, part=part)
     texts = ["{0} @ {0}.mT", "{0}.mT @ {0}", "torch.matmul({0}, {0}.transpose(-1, -2)) * 0.1"]
     if d.values[x].ndim == 3:
@@ -211,9 +192,7 @@ def attention(d: Drawer) -> int:
     heads = divisor(d, count)
     if d.chance(0.4):
         options = some(d, 0.3, bias=False, add_zero_attn=True)
-        part = d.own(
-            f"nn.MultiheadAttention({count}, {heads}, batch_first=True{{settings}})", **options
-        )
+        part = d.own(f"nn.MultiheadAttention({count}, {heads}, batch_first=True{{settings}})", **options)
         return d.step("{part}({0}, {0}, {0})[0]", x, part=part)
     q = d.step(f"{{0}}.unflatten(-1, ({heads}, -1)).transpose(1, 2)", x)
     k = q
@@ -230,10 +209,7 @@ def qkv(d: Drawer) -> int:
     x = d.floating(3)
     count = d.values[x].shape[-1]
     if d.chance(0.5):
-        q, k, v = (
-            d.layer(f"nn.Linear({count}, {count}{{settings}})", x, **some(d, 0.3, bias=False))
-            for _ in "qkv"
-        )
+        q, k, v = (d.layer(f"nn.Linear({count}, {count}{{settings}})", x, **some(d, 0.3, bias=False)) for _ in "qkv")
     else:
         parts = d.step("{0}.chunk(3, -1)", d.layer(f"nn.Linear({count}, {3 * count})", x))
         q, k, v = (d.step(f"{{0}}[{number}]", parts) for number in range(3))
@@ -243,9 +219,7 @@ def qkv(d: Drawer) -> int:
 
 def embedding(d: Drawer) -> int:
     """An embedding of integers, and a head that shares its weight perhaps."""
-    x = d.pick(
-        lambda v: v.dtype == torch.int64 and v.ndim == 2 and int(v.min()) >= 0 and int(v.max()) < 7
-    )
+    x = d.pick(lambda v: v.dtype == torch.int64 and v.ndim == 2 and 0 <= int(v.min()) and int(v.max()) < 7)
     count = d.rng.choice((4, 6, 8))
     options = some(d, 0.3, padding_idx=0)
     part = d.own(f"nn.Embedding(7, {count}{{settings}})", **options)
@@ -263,21 +237,9 @@ def integers(d: Drawer) -> int:
     """Arithmetic of integers and masks, and their use."""
     x = d.pick(lambda v: not v.dtype.is_floating_point)
     if d.values[x].dtype == torch.bool:
-        texts = [
-            "~{0}",
-            "{0}.double()",
-            "{0}.long()",
-            "{0} & {0}",
-            "{0} | ~{0}",
-            "{0}.double() * 2 - 1",
-        ]
+        texts = ["~{0}", "{0}.double()", "{0}.long()", "{0} & {0}", "{0} | ~{0}", "{0}.double() * 2 - 1"]
         y = d.pick(lambda v: v.dtype == torch.float64)
-        texts += [
-            "{1} * {0}",
-            "torch.where({0}, {1}, 0.0)",
-            "{1}.masked_fill({0}, 0.5)",
-            "{1} + {0}",
-        ]
+        texts += ["{1} * {0}", "torch.where({0}, {1}, 0.0)", "{1}.masked_fill({0}, 0.5)", "{1} + {0}"]
         return d.step(d.rng.choice(texts), x, y)
     return d.step(
         d.rng.choice(("{0} + 1", "{0} * 1", "{0} * 0", "{0} // 2", "{0}.clamp(0, 5)", "{0}.double()", "{0} + 0",
@@ -290,12 +252,7 @@ def integers(d: Drawer) -> int:
 def single(d: Drawer) -> int:
     """Float32 among float64."""
     x = d.pick(lambda v: v.dtype == torch.float32)
-    return d.step(
-        d.rng.choice(
-            ("{0}.double()", "{0} * 2", "{0} + 1.0", "F.relu({0})", "{0} * 1", "{0}.neg()")
-        ),
-        x,
-    )
+    return d.step(d.rng.choice(("{0}.double()", "{0} * 2", "{0} + 1.0", "F.relu({0})", "{0} * 1", "{0}.neg()")), x)
 
 
 def gather(d: Drawer) -> int:
@@ -319,12 +276,7 @@ _IMAGES: tuple[tuple[Operator, float], ...] = (
     (layers.padded_bias, 1), (layers.linear, 1), (product, 0.3),
 )  # fmt: skip
 _ROWS: tuple[tuple[Operator, float], ...] = (
-    (layers.linear, 7),
-    (product, 2),
-    (attention, 2.5),
-    (qkv, 1.5),
-    (embedding, 2),
-    (layers.conv, 1),
+    (layers.linear, 7), (product, 2), (attention, 2.5), (qkv, 1.5), (embedding, 2), (layers.conv, 1),
 )
 
 
