@@ -1,6 +1,7 @@
 """The errors that passfx raises; each message says what was wrong, where, and what to do."""
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,23 +47,31 @@ def named_line(error: BaseException) -> str:
 
 
 _NOISY_LOGGERS = (
+    "torch.export",
+    "torch._export",
     "torch.fx.experimental.symbolic_shapes",
     "torch.onnx",
     "torch.utils.cpp_extension",
     "onnx_ir",
 )
+_LOCK = threading.RLock()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The tracer and the exporter warn about their own internals, which no user can mend."""
+    """A block for the tracer or the exporter: one thread at a time, and without their warnings.
+
+    Both patch what a process has only once, and so does silence. They warn about their own
+    internals, which no user can mend.
+    """
     loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with _LOCK:
+        levels = [logger.level for logger in loggers]
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            with warnings.catch_warnings(action="ignore"):
+                yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

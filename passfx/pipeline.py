@@ -3,19 +3,21 @@
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 
 from torch.fx import Graph, GraphModule
 
 from passfx.capture.program import Captured
 from passfx.capture.weights import hold_tensors
 from passfx.errors import PassError, SourceError, named_line
-from passfx.graph.editor import Certificate, Certify
 from passfx.graph.query import tensor
 from passfx.graph.shapes import same_sizes
 from passfx.passes import PASSES, Pass
 from passfx.record import PassReport, Refusal
 from passfx.target import CPU, Target
-from passfx.verify.certificate import certify
+from passfx.verify.certificate import certify, unproven
+from passfx.verify.proofs import Proofs
 
 _ROUNDS = 4
 _RENAMED = {"move-pools": "move-resampling", "move-upsamples": "move-resampling"}
@@ -36,17 +38,24 @@ class Plan:
         skip, only: names of passes to leave out, or to run alone.
         verify: prove every rewrite; one whose certificate fails is undone. Without it, rewrites
             are only checked for shape and dtype.
+        allow_nonfinite: with `verify`, accept weights that are NaN or infinite.
+        save_repro: a folder, made if there is none, for what is undone: each rewrite as a `.pt2`
+            of the operators before and after and a script that shows the failure.
 
     Raises:
-        SourceError: a name is no pass's name.
+        SourceError: a name is no pass's name, or `save_repro` is no folder and cannot be one.
     """
 
     target: Target = CPU
     skip: Collection[str] = ()
     only: Collection[str] | None = None
     verify: bool = True
+    allow_nonfinite: bool = False
+    save_repro: str | PathLike[str] | None = None
 
     def __post_init__(self) -> None:
+        if self.save_repro is not None:
+            _make_folder(Path(self.save_repro))
         names = [kind.name for kind in PASSES]
         for name in (*self.skip, *(self.only or ())):
             if name in _RENAMED:
@@ -64,23 +73,34 @@ class Plan:
         ]
 
 
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is no folder" if path.exists() else error.strerror or str(error)
+        message = f"what is undone cannot be saved in {path}: {reason}; give a folder"
+        raise SourceError(message) from error
+
+
 def run_passes(
     graph_module: GraphModule,
     passes: Collection[Pass],
     *,
     verify: bool = True,
+    save_repro: str | PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> tuple[PassReport, ...]:
     """Rewrite `graph_module` in place until no pass finds more to do.
 
     Args:
-        verify: as in `Plan`.
+        verify, save_repro: as in `Plan`.
         progress: told the name of each pass as it starts.
 
     Raises:
         PassError: a pass raised; the message names it and those that ran before.
     """
-    proof: Certify = certify if verify else (lambda _: Certificate(None))
+    folder = None if save_repro is None else Path(save_repro)
+    proofs = Proofs(certify if verify else unproven, folder)
     reports = {item.name: PassReport(item.name) for item in passes}
     ran: list[str] = []
     for _ in range(_ROUNDS):
@@ -88,7 +108,7 @@ def run_passes(
         for item in passes:
             progress(item.name)
             try:
-                report = _run_pass(item, graph_module, proof)
+                report = _run_pass(item, graph_module, proofs)
             except Exception as error:
                 before = f", after {', '.join(dict.fromkeys(ran))}" if ran else ""
                 raise PassError(f"the pass {item.name}{before}: {named_line(error)}") from error
@@ -100,17 +120,17 @@ def run_passes(
     return tuple(reports.values())
 
 
-def _run_pass(item: Pass, graph_module: GraphModule, proof: Certify) -> PassReport:
+def _run_pass(item: Pass, graph_module: GraphModule, proofs: Proofs) -> PassReport:
     """One pass, undone as a whole if it leaves a broken graph."""
     started = time.perf_counter()
-    before = _copy(graph_module)
-    editor = item.run(graph_module, proof)
+    before, spent = _copy(graph_module), proofs.spent
+    editor = item.run(graph_module, proofs.of(item.name), proofs.saver(item.name))
     rewrites, refusals = editor.rewrites, editor.refusals
     failure = structural_failure(before, graph_module.graph)
     if failure is not None:
         undone = Refusal("output", "", f"the pass was undone: {failure}")
         rewrites, refusals = [], [*refusals, undone]
-        graph_module.graph = before
+        graph_module.graph, proofs.spent = before, spent
     editor.finish()
     seconds = time.perf_counter() - started
     return PassReport(item.name, seconds, failure is not None, tuple(rewrites), tuple(refusals))
@@ -148,12 +168,18 @@ def structural_failure(before: Graph, after: Graph) -> str | None:
 
 
 def optimize_graph(
-    captured: Captured, passes: Collection[Pass], verify: bool = True, progress: Progress = silent
+    captured: Captured,
+    passes: Collection[Pass],
+    verify: bool = True,
+    progress: Progress = silent,
+    save_repro: str | PathLike[str] | None = None,
 ) -> tuple[GraphModule, tuple[PassReport, ...]]:
     """A rewritten copy of a captured graph, and what each pass did to it."""
     graph_module = GraphModule(captured.graph_module, _copy(captured.graph_module))
     hold_tensors(graph_module, copied=False)
-    reports = run_passes(graph_module, passes, verify=verify, progress=progress)
+    reports = run_passes(
+        graph_module, passes, verify=verify, save_repro=save_repro, progress=progress
+    )
     dead = captured.dead_code
     return graph_module, tuple(
         dead.then(report) if report.name == dead.name else report for report in reports

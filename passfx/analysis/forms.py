@@ -20,11 +20,15 @@ from passfx.graph.shapes import known_tensor
 
 @dataclass(frozen=True)
 class Form:
-    """A node as an affine form of `source`: y = form(source)."""
+    """A node as an affine form of `source`: y = form(source).
+
+    `any_size`: whether it is that at every size of `source`, or at the captured one alone.
+    """
 
     source: Node
     geometry: Geometry
     build: Callable[[], Conv]
+    any_size: bool = True
 
     @property
     def rank(self) -> int:

@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 from torch._ops import OpOverload
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from passfx.graph.ops import RESHAPES, TRANSPOSES, aten
 from passfx.graph.query import arguments, is_call
@@ -27,20 +27,32 @@ class Shorter:
     argument: Sequence[Any] = ()
 
 
-def reader_of_memory(node: Node) -> Node | None:
-    """An operator after `node`, before any linear layer, that reads memory as it lies.
+class MemoryReaders:
+    """What reads memory as it lies after the nodes of a graph, found in one sweep.
 
-    A linear layer's result lies the same way whatever the strides of its input are.
+    A pass asks while it rewrites: what reads memory after a node still does so after an edit, and
+    nodes that came later are looked up by what reads them.
     """
-    seen, pending = {node}, [node]
-    while pending:
-        for user in pending.pop().users:
-            if is_call(user, aten.as_strided, aten.view, aten.view_as_complex):
-                return user
-            if user not in seen and not is_call(user, aten.linear):
-                seen.add(user)
-                pending.append(user)
-    return None
+
+    def __init__(self, graph: Graph) -> None:
+        self._found: dict[Node, Node | None] = {}
+        for node in reversed(graph.nodes):
+            self.after(node)
+
+    def after(self, node: Node) -> Node | None:
+        """An operator after `node`, before any linear layer, that reads memory as it lies.
+
+        A linear layer's result lies the same way whatever the strides of its input are.
+        """
+        if node not in self._found:
+            found = map(self._at, node.users)
+            self._found[node] = next((reader for reader in found if reader is not None), None)
+        return self._found[node]
+
+    def _at(self, user: Node) -> Node | None:
+        if is_call(user, aten.as_strided, aten.view, aten.view_as_complex):
+            return user
+        return None if is_call(user, aten.linear) else self.after(user)
 
 
 def first_input(node: Node) -> Node | None:

@@ -1,7 +1,9 @@
 """What each node is as an affine form of its input: the leaves that a collapse is made of."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -193,11 +195,18 @@ def _slice(node: Node, bound: Arguments) -> Iterator[Form]:
     if rank and dim >= 2:
         axes = [Axis()] * rank
         axes[dim - 2] = Axis(1, step, -start, step * (result - 1) + 1 - size + start)
-        yield moved(source, axes, count)
+        yield replace(moved(source, axes, count), any_size=_is_relative(bound))
     elif dim == (1 if rank else len(shape) - 1) and step == 1:
         local, parts = (Axis(),) * rank, (start, result, count - start - result)
         geometry = Geometry(count, result, local)
         yield Form(source, geometry, lambda: identity(count, local).split(parts)[1])
+
+
+def _is_relative(bound: Arguments) -> bool:
+    """Whether a slice starts and ends as far from the ends of the axis, whatever its size is."""
+    start, end = bound["start"] or 0, bound["end"]
+    to_the_end = end is None or end < 0 or end == sys.maxsize
+    return start >= 0 and to_the_end and bound["step"] == 1
 
 
 def _reshape(node: Node, bound: Arguments) -> Iterator[Form]:
@@ -205,7 +214,7 @@ def _reshape(node: Node, bound: Arguments) -> Iterator[Form]:
     source = node.all_input_nodes[0]
     before, after = channels(source, 0), channels(node, 0)
     if before is not None and before == after:
-        yield moved(source, (), before)
+        yield replace(moved(source, (), before), any_size=False)
 
 
 def _pixel_unshuffle(node: Node, bound: Arguments) -> Iterator[Form]:

@@ -26,7 +26,7 @@ from passfx.analysis.forms import Form, add, compose, identity_form, ranks, spat
 from passfx.analysis.growth import Addition, too_large
 from passfx.graph.ops import PADS, RESHAPES, aten
 from passfx.graph.query import arguments, is_call, is_constant
-from passfx.graph.shapes import dtypes, known_tensor, nbytes, same_sizes, same_type
+from passfx.graph.shapes import dtypes, hint, known_tensor, nbytes, same_sizes, same_type
 from passfx.target import Profile
 
 _MOVES = (*PADS, aten.slice, *RESHAPES)
@@ -180,7 +180,8 @@ class _Search:
                 check = partial(before.form.geometry.then_failure, form.geometry)
                 failure, any_size = _exactness(check, before.form.source, form.rank)
                 if failure is None:
-                    span, any_size = before.span | {node}, before.any_size and any_size
+                    span = before.span | {node}
+                    any_size = any_size and before.any_size and form.any_size
                     yield Candidate(node, compose(before.form, form), span, any_size)
                 elif len(before.span) == 1:
                     self.refused.append((node, failure))
@@ -279,12 +280,11 @@ class _Search:
         larger = [item for item in self._shorter(node) if item.span > taken]
         for item in sorted(larger, key=lambda item: len(item.span)):
             if self._is_replaceable(item):
-                sizes = spatial_sizes(item.form.source, item.form.rank)
-                macs = item.form.geometry.macs([size for size in sizes if size is not None])
+                shape = known_tensor(item.form.source).shape
+                macs = item.form.geometry.macs([*map(hint, shape[len(shape) - item.form.rank :])])
                 figures = f"{macs:,} MACs and {item.seconds(self.profile) * 1e6:.1f} µs"
-                if None not in sizes:
-                    what = f"{len(item.span)} operators as one would take {figures}"
-                    yield f"{what}, more than they take apart"
+                what = f"{len(item.span)} operators as one would take {figures}"
+                yield f"{what}, more than they take apart"
                 return
             apart = sum(node_seconds(part, self.profile) for part in item.span)
             if len(item.span) == 2 and item.seconds(self.profile) < apart:

@@ -1,6 +1,7 @@
 """Dynamic sizes: examples that the tracer does not specialise, and names for its symbols."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,3 +74,14 @@ def dim_names(graph_module: GraphModule, inputs: list[Any], dims: Dims) -> dict[
                 name = dim.__name__ if isinstance(dim, Dim) else unnamed
                 names[str(size)] = f"{node.name}_{name}" if name in names.values() else name
     return names
+
+
+def resample(
+    given: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator
+) -> torch.Tensor:
+    """A tensor of `shape` with elements drawn from `given`, so that they stay in its domain."""
+    flat = given.detach().cpu().reshape(-1)
+    if given.dtype.is_floating_point and (not flat.numel() or bool((flat == flat[0]).all())):
+        return torch.randn(shape, generator=generator).to(given)
+    chosen = torch.randint(0, max(1, flat.numel()), (math.prod(shape),), generator=generator)
+    return flat[chosen].reshape(shape).to(given.device)

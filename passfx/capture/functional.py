@@ -1,26 +1,59 @@
 """The traced program as a pure function whose constants are read by `get_attr` nodes."""
 
 import operator
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind
 from torch.fx import Graph, GraphModule, Node
 
 from passfx.errors import CaptureError, first_line
 from passfx.graph.query import (
+    all_nodes,
     arguments,
     is_call,
     is_constant,
     is_random,
     module_path,
     op_name,
+    reached,
     source_line,
+    tensor,
 )
 from passfx.record import PassReport, Rewrite
 
 aten = torch.ops.aten
 
+# By name, because the first torch that passfx takes does not know them all.
+_WRITTEN = {
+    "BUFFER_MUTATION": "buffer",
+    "PARAMETER_MUTATION": "parameter",
+    "USER_INPUT_MUTATION": "input",
+}
 _BATCH_NORMS = (aten._native_batch_norm_legit_no_training, aten._native_batch_norm_legit)
+
+
+def refuse_constant_writes(program: ExportedProgram, model: str) -> None:
+    """Raise CaptureError where a traced program writes to a tensor that is a plain attribute."""
+    constants = program.graph_signature.inputs_to_lifted_tensor_constants
+    for node in filter(is_call, program.graph.nodes):
+        written = node
+        while is_call(written) and (written.target.is_view or written.target._schema.is_mutable):
+            written = written.args[0]
+        if (
+            node.target._schema.is_mutable
+            and not is_call(node, aten.detach_)  # of every tensor that is made from numbers
+            and isinstance(written, Node)
+            and written.name in constants
+        ):
+            line = source_line(node)
+            raise CaptureError(
+                f"{model} writes to its own {constants[written.name]!r}"
+                f"{f' at {line}' if line else ''}, which a fixed graph cannot do; make it an input "
+                "and an output"
+            )
 
 
 def functionalize(program: ExportedProgram, model: str) -> ExportedProgram:
@@ -36,18 +69,67 @@ def functionalize(program: ExportedProgram, model: str) -> ExportedProgram:
     return functional
 
 
-def refuse_mutation(program: ExportedProgram, model: str) -> None:
-    """Raise CaptureError where the program writes to a buffer."""
-    for buffer in program.graph_signature.buffers_to_mutate.values():
-        raise CaptureError(
-            f"{model} changes its buffer {buffer!r} in eval mode, which a fixed graph cannot do; "
-            "make forward() leave the buffer alone when self.training is False"
+def refuse_writes(program: ExportedProgram, model: str) -> tuple[str, ...]:
+    """Refuse a functional program that writes to what outlives a call.
+
+    A buffer or a parameter may not be written to at all. An input may where the caller loses
+    nothing by a graph that leaves it alone: where the new value is returned, or where it is made
+    of that input alone and read by the rest of the graph (an in-place activation or normalisation
+    at the start of a net, which saves memory). What carries other data into an input, as a cache
+    does, counts a call in integers, or is read by nobody, is meant for the caller.
+
+    Returns:
+        A sentence for the report about each input that is written to and was accepted.
+
+    Raises:
+        CaptureError: with the name, the line of the user's code, and the way out.
+    """
+    specs = program.graph_signature.output_specs
+    results = cast(Sequence[Any], program.graph.output_node().args[0])
+    returned = {
+        node
+        for spec, node in zip(specs, results, strict=True)
+        if spec.kind == OutputKind.USER_OUTPUT
+    }
+    notes = []
+    for spec, node in zip(specs, results, strict=True):
+        kind = _WRITTEN.get(spec.kind.name)
+        if kind is None:
+            continue
+        line = source_line(node)
+        what, at = f"its {kind} {spec.target!r}", f" at {line}" if line else ""
+        if kind != "input":
+            raise CaptureError(
+                f"{model} changes {what} in eval mode{at}, which a fixed graph cannot do; make "
+                f"forward() leave the {kind} alone when self.training is False"
+            )
+        if node not in returned and not _saves_memory(program, spec.target, node):
+            raise CaptureError(
+                f"{model} writes to {what}{at}, which a fixed graph cannot do; return the new "
+                "value, and let the caller pass it on"
+            )
+        notes.append(
+            f"forward() writes to {what}{at}; the graph leaves the caller's tensor as it is and "
+            "goes on with the new value"
         )
+    return tuple(notes)
+
+
+def _saves_memory(program: ExportedProgram, name: str, new: Node) -> bool:
+    """Whether an input's new value is made of that input alone, and read by the graph."""
+    fake, given = tensor(new), program.graph_signature.user_inputs
+    made_of = reached(new, lambda node: node.all_input_nodes)
+    return (
+        fake is not None
+        and fake.dtype.is_floating_point
+        and any(user.op != "output" for user in new.users)
+        and all(node.name == name for node in made_of if node.name in given)
+    )
 
 
 def refuse_random(graph_module: GraphModule, model: str) -> None:
-    """Raise CaptureError where the graph draws random numbers."""
-    for node in graph_module.graph.nodes:
+    """Raise CaptureError where the graph, or a branch of it, draws random numbers."""
+    for node in all_nodes(graph_module):
         if is_random(node):
             raise CaptureError(
                 f"{model} draws random numbers in eval mode ({op_name(node)} at "
@@ -101,13 +183,20 @@ def find_dead_code(traced: Graph, functional: Graph) -> PassReport:
     for node in reversed(traced.nodes):
         if node.op == "output" or {node, node.name} & kept:
             kept.update(node.all_input_nodes)
-    branches: list[list[Node]] = []
+    branch_of: dict[Node, list[Node]] = {}
     for node in traced.nodes:
         if not is_call(node) or {node, node.name} & kept:
             continue
-        joined = [branch for branch in branches if set(branch) & set(node.all_input_nodes)]
-        branches = [branch for branch in branches if branch not in joined]
-        branches.append([*(item for branch in joined for item in branch), node])
+        read = [branch_of[item] for item in node.all_input_nodes if item in branch_of]
+        joined = max(read, key=len, default=[])
+        for branch in read:  # the smaller ones go over into the largest
+            if branch is not joined and branch_of[branch[0]] is branch:
+                joined += branch
+                branch_of |= dict.fromkeys(branch, joined)
+        joined.append(node)
+        branch_of[node] = joined
+    found = {id(branch): branch for branch in branch_of.values()}.values()
+    branches = sorted((sorted(branch) for branch in found), key=lambda branch: branch[-1])
     rewrites = []
     for branch in branches:
         at, names = branch[-1], tuple(node.name for node in branch)

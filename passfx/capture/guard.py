@@ -91,8 +91,8 @@ def _check_tensor(name: str, dtype: torch.dtype, sizes: Sequence[int | None], it
 
 
 def _check_fixed(name: str, expected: Any, item: Any) -> None:
-    """The value is no tensor and became part of the graph."""
-    if isinstance(item, torch.Tensor) or item != expected:
+    """The value is no tensor and became part of the graph; 2 and 2.0 give other dtypes."""
+    if isinstance(item, torch.Tensor) or type(item) is not type(expected) or item != expected:
         given = "a tensor" if isinstance(item, torch.Tensor) else repr(item)
         raise ValueError(
             f"input {name} must be {expected!r}, with which the model was captured, not {given}"

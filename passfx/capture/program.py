@@ -5,17 +5,14 @@ would otherwise change values that a shortcut still reads), and parameters and b
 constants that `get_attr` nodes read.
 """
 
-import copy
 import inspect
 import re
-import sysconfig
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
-from io import StringIO
-from pathlib import Path
-from typing import Any, cast
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from typing import Any, TextIO, cast
 
 import torch
 from torch.export import ExportedProgram
@@ -23,19 +20,24 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from passfx.capture.aliases import program_aliases
+from passfx.capture.calls import explain, refuse_lazy, refuse_memory
+from passfx.capture.check import check_capturable, program_inputs
 from passfx.capture.dynamic import Dims, Inputs, dim_names, widen_dynamic
 from passfx.capture.functional import (
     find_dead_code,
     functionalize,
-    refuse_mutation,
+    refuse_constant_writes,
     refuse_random,
+    refuse_writes,
     unlift,
 )
 from passfx.capture.names import input_names, output_names
+from passfx.capture.rules import SizeRule
+from passfx.capture.state import evaluating
+from passfx.capture.trial import find_rules
 from passfx.capture.weights import hold_tensors
-from passfx.errors import CaptureError, named_line, quiet
+from passfx.errors import CaptureError, quiet
 from passfx.graph.aliases import Aliases
-from passfx.graph.query import dtype_name, tensors
 from passfx.record import PassReport
 
 
@@ -53,6 +55,8 @@ class Captured:
         dead_code: the branches of the model that reach no output, as the pass `remove-unused` would
             report them; making the graph functional drops them, so no pass gets to see them.
         aliases: which results of the model share memory.
+        notes: sentences about what the graph leaves out of what the model does to its inputs.
+        rules: what must hold for the sizes of the inputs.
     """
 
     graph_module: GraphModule
@@ -64,6 +68,8 @@ class Captured:
     dim_names: dict[str, str]
     dead_code: PassReport
     aliases: Aliases
+    notes: tuple[str, ...] = ()
+    rules: tuple[SizeRule, ...] = ()
 
     @property
     def flat_inputs(self) -> list[Any]:
@@ -102,30 +108,33 @@ def capture(
             `ExportedProgram` they may be left out.
 
     Raises:
-        CaptureError: the model cannot be traced, is kept in training mode, or changes its own
-            buffers in eval mode; the message names the line of the user's code where one is known.
+        CaptureError: the model cannot be traced, is kept in training mode, or changes in eval mode
+            what outlives a call: its buffers, parameters or attributes, or an input; the message
+            names the line of the user's code where one is known.
     """
     dims: Dims = []
+    changed: list[str] = []
     inputs: Inputs = tuple(args), dict(kwargs or {})
+    check_capturable(model, inputs, dynamic_shapes)
     if isinstance(model, ExportedProgram):
-        program = model
-        if inputs == ((), {}):
-            if model.example_inputs is None:
-                raise CaptureError("the exported program has no example inputs; pass them as args")
-            inputs = model.example_inputs
+        program, inputs = model, program_inputs(model, inputs)
     else:
+        refuse_lazy(model)
         if hasattr(dynamic_shapes, "dynamic_shapes"):  # ShapesCollection, AdditionalInputs
             dynamic_shapes = dynamic_shapes.dynamic_shapes(model, *inputs)
-        inputs = widen_dynamic(model, _distinct(model, *inputs), dynamic_shapes, dims)
-        program = _export(model, inputs, dynamic_shapes)
+        inputs = widen_dynamic(model, _traceable(model, *inputs), dynamic_shapes, dims)
+        program, changed = _export(model, inputs, dynamic_shapes)
     name, traced = type(model).__name__, program.graph
     shared = program_aliases(program)
+    refuse_constant_writes(program, name)
     with quiet():
         program = functionalize(program, name)
-        refuse_mutation(program, name)
+        notes = refuse_writes(program, name)
         graph_module = unlift(program)
     hold_tensors(graph_module, copied=False)
     refuse_random(graph_module, name)
+    if changed and isinstance(model, torch.nn.Module):
+        refuse_memory(model, inputs, changed)
     taken = input_names(graph_module)
     return Captured(
         graph_module,
@@ -136,81 +145,66 @@ def capture(
         dim_names(graph_module, pytree.tree_leaves(inputs), dims),
         find_dead_code(traced, program.graph),
         shared,
+        notes,
+        find_rules(graph_module, program, model, inputs, dims),
     )
 
 
-def _distinct(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
-    """The inputs as different tensors, keywords in the order of `forward`.
+def _traceable(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+    """The inputs as different tensors of our own, keywords in the order of `forward`.
 
-    The tracer takes a tensor that is given twice for one input, and a graph takes by place what it
-    was given by keyword.
+    The tracer leaves its marks on the tensors that it is given and takes a tensor that is given
+    twice for one input; a graph takes by place what it was given by keyword.
     """
     seen: set[int] = set()
 
-    def once(item: Any) -> Any:
-        repeated = isinstance(item, torch.Tensor) and id(item) in seen
+    def own(item: Any) -> Any:
+        if not isinstance(item, torch.Tensor):
+            return item
+        repeated = id(item) in seen
         seen.add(id(item))
-        return item.clone() if repeated else item
+        copied = item.detach().clone() if repeated else item.detach()
+        return copied.requires_grad_(item.requires_grad)
 
     parameters = [name for name in inspect.signature(model.forward).parameters if name in kwargs]
     ordered = {name: kwargs[name] for name in (*parameters, *kwargs)}
-    return cast(Inputs, pytree.tree_map(once, (args, ordered)))
+    return cast(Inputs, pytree.tree_map(own, (args, ordered)))
 
 
-def _export(model: torch.nn.Module, inputs: Inputs, dynamic_shapes: Any) -> ExportedProgram:
+def _export(
+    model: torch.nn.Module, inputs: Inputs, dynamic_shapes: Any
+) -> tuple[ExportedProgram, list[str]]:
+    """The traced program, and what tracing changed in the model, all of which is put back."""
     hooks = torch.nn.modules.module._global_buffer_registration_hooks
     registered = dict(hooks)
+    changed: list[str] = []
     try:
-        # On a failure the tracer prints what it has traced so far.
-        with _eval_mode(model), quiet(), torch.no_grad(), redirect_stderr(StringIO()):
-            return torch.export.export(model, *inputs, dynamic_shapes=dynamic_shapes)
+        with quiet(), _mute(), evaluating(model) as state:
+            # The tracer puts back a part of it by itself, so that it is seen from inside alone.
+            model.register_forward_hook(lambda *_: changed.extend(state.changed()))
+            program = torch.export.export(model, *inputs, dynamic_shapes=dynamic_shapes)
+            changed += state.written()
+        return program, changed
     except Exception as error:
         hooks.clear()  # torch 2.11 leaves a hook behind that breaks the model's own buffers
         hooks.update(registered)
-        raise CaptureError(_explain(error, model, inputs)) from error
+        raise CaptureError(explain(error, model, inputs)) from error
 
 
-@contextmanager
-def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Every submodule's flag set to eval and restored; the model's own `train()` is not run."""
-    flags = {module: module.training for module in model.modules()}
-    try:
-        for module in flags:
-            module.training = False
-        yield
-    finally:
-        for module, training in flags.items():
-            module.training = training
+@dataclass(frozen=True)
+class _Muted:
+    """A stream that takes nothing from the thread that made it."""
+
+    stream: TextIO
+    thread: int = field(default_factory=threading.get_ident)
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self.thread else self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
-def _explain(error: Exception, model: torch.nn.Module, inputs: Inputs) -> str:
-    """One sentence: what failed, at which line of the user's code, on which inputs."""
-    name, reason, line = type(model).__name__, named_line(error), _user_line(error)
-    at = f" at {line}" if line else ""
-    try:
-        with _eval_mode(model), torch.no_grad():
-            buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-            torch.func.functional_call(model, buffers, *copy.deepcopy(inputs))
-    except Exception:
-        shapes = [
-            f"{dtype_name(item.dtype)} {'x'.join(map(str, item.shape)) or 'scalar'}"
-            for item in tensors(pytree.tree_leaves(inputs))
-        ]
-        return f"{name} itself fails on inputs of {', '.join(shapes)}{at}: {reason}"
-    advice = ""
-    if "data-dependent" in reason:
-        advice = "; its flow depends on the value of a tensor: use torch.where or torch.cond there"
-    return f"{name} cannot be captured{at}: {reason}{advice}"
-
-
-def _user_line(error: Exception) -> str | None:
-    """The innermost frame below the tracer that belongs neither to torch nor to passfx."""
-    standard = Path(sysconfig.get_path("stdlib"))
-    tracer = {Path(torch.__file__).parent, Path(__file__).parents[1]}
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        folders = set(Path(frame.filename).parents)
-        names = {folder.name for folder in folders}
-        library = standard in folders and not names & {"site-packages", "dist-packages"}
-        if not (library or tracer & folders or "sympy" in names or frame.filename[0] == "<"):
-            return f"{frame.filename}:{frame.lineno} ({frame.line})"
-    return None
+def _mute() -> redirect_stderr[Any]:
+    """The tracer prints what it has traced so far where it fails."""
+    return redirect_stderr(cast(TextIO, _Muted(sys.stderr)))

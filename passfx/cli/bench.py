@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from passfx.cli.command import ABOVE_ZERO, Group, command, option, without
-from passfx.cli.options import ARGUMENTS, RUNTIME, SEED, WEIGHTS, output, source_spec
+from passfx.cli.command import ABOVE_ZERO, SOURCE, Group, command, option, without
+from passfx.cli.options import ARGUMENTS, RUNTIME, SEED, TRUST, WEIGHTS, output, source_spec
 from passfx.cli.output import Output
 from passfx.errors import SourceError
 from passfx.export.settings import PRECISIONS
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from passfx.jobs.bench import BenchSettings
 
 
-_SOURCES = click.Argument(["sources"], nargs=-1, required=True, metavar="[SOURCE] [MODEL.onnx]...")
+_SOURCES = click.Argument(["sources"], nargs=-1, required=True, type=SOURCE,
+    metavar="[SOURCE] [MODEL.onnx]...")  # fmt: skip
 _SETTINGS = Group("passfx.jobs.bench:BenchSettings", (
     *RUNTIME,
     option("--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0],
@@ -29,11 +30,13 @@ _SETTINGS = Group("passfx.jobs.bench:BenchSettings", (
 _OUTPUT = output("the figures", "the table and a plot")
 
 
-@command(sources=_SOURCES, weights=WEIGHTS, arguments=ARGUMENTS, settings=_SETTINGS, out=_OUTPUT)
+@command(sources=_SOURCES, weights=WEIGHTS, arguments=ARGUMENTS, trust=TRUST,
+    settings=_SETTINGS, out=_OUTPUT)  # fmt: skip
 def bench(
     sources: tuple[str, ...],
     weights: Path | None,
     arguments: tuple[str, ...],
+    trust: bool,
     settings: "BenchSettings",
     out: Output,
 ) -> None:
@@ -53,7 +56,12 @@ def bench(
         raise SourceError(f"one SOURCE can be raced at a time, not {', '.join(models)}")
     if not models and (weights or arguments):
         raise SourceError("--weights and --arg are for a SOURCE, not for ONNX files")
-    options = {"weights": weights, "input_shapes": settings.shapes, "seed": settings.seed}
+    options = {
+        "weights": weights,
+        "input_shapes": settings.shapes,
+        "seed": settings.seed,
+        "trust_pickle": trust,
+    }
     specs = [source_spec(arguments, (), source=text, **options) for text in models]
     with out.progress() as progress:
         report = job.bench(specs[0] if specs else None, files, settings, progress)

@@ -2,7 +2,7 @@
 
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,8 +12,18 @@ from typing import Any
 import click
 
 from passfx.errors import PassError, PassfxError, VerificationError, named_line
+from passfx.files import check_apart, is_file
+from passfx.source.spec import source_file
 
-FILE = click.Path(path_type=Path)
+
+class _Source(click.types.StringParamType):
+    """A source, or an ONNX file, as text."""
+
+
+FILE = click.Path(path_type=Path)  # that a command reads
+WRITTEN = click.Path(path_type=Path)
+WRITTEN_OR_STDOUT = click.Path(allow_dash=True)
+SOURCE = _Source()
 ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
 
 
@@ -65,6 +75,35 @@ class Command(click.Command):
             sys.exit(1 if isinstance(error, VerificationError) else 2)
 
 
+def _check_files(params: Sequence[click.Parameter], given: Mapping[str, Any]) -> None:
+    """Refuse to write a file over another one, or over one that is read."""
+    written: dict[str, Path | None] = {}
+    read: dict[str, Path | None] = {}
+    for item in params:
+        value: Any = given.get(str(item.name))
+        label = item.opts[-1] if isinstance(item, click.Option) else item.human_readable_name
+        if item.type in (WRITTEN, WRITTEN_OR_STDOUT) and value not in (None, "-"):
+            written[label] = Path(value)
+        elif item.type is FILE:
+            read[label] = value
+        elif item.type is SOURCE:
+            texts = value if isinstance(value, tuple) else [value]
+            read |= {text: source_file(text) for text in texts}
+    if any(path and is_file(path) for path in written.values()):
+        models = [path for path in read.values() if path and path.suffix == ".onnx"]
+        read |= {f"the weights of {path}": data for path in models for data in _data(path)}
+    check_apart(written, read)
+
+
+def _data(model: Path) -> list[Path]:
+    from passfx.export.onnx import external_files
+
+    try:
+        return external_files(model)
+    except PassfxError:  # the command itself says what is wrong with it
+        return []
+
+
 _DEBUG = option("--debug", is_flag=True, help="Show the traceback of an error.")
 
 
@@ -80,6 +119,7 @@ def command(**places: Group | click.Parameter) -> Callable[[Callable[..., None]]
 
     def decorate(function: Callable[..., None]) -> click.Command:
         def run(**given: Any) -> None:
+            _check_files(params, given)
             values = {
                 name: place.value(given) if isinstance(place, Group) else given[name]
                 for name, place in places.items()

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from passfx.cli.command import FILE, command, option
+from passfx.cli.command import WRITTEN, command, option
 from passfx.cli.options import EXPORT, OUTPUT, PLAN, SOURCE
 from passfx.cli.output import Output
 from passfx.export.settings import ExportSettings
@@ -12,7 +12,7 @@ from passfx.source.spec import SourceSpec
 if TYPE_CHECKING:
     from passfx.pipeline import Plan
 
-_OUTPUT = option("-o", "--output", type=FILE, required=True, help="The file to write.")
+_OUTPUT = option("-o", "--output", type=WRITTEN, required=True, help="The file to write.")
 
 
 @command(spec=SOURCE, output=_OUTPUT, settings=EXPORT, plan=PLAN, out=OUTPUT)

@@ -11,6 +11,7 @@ from passfx.cli.command import FILE, Group, command, option
 from passfx.cli.options import MODEL, QUIET
 from passfx.cli.output import Output
 from passfx.errors import ExportError
+from passfx.files import is_file
 from passfx.target import CUDA, TARGETS
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def deploy(
     from passfx.export.triton import write_triton
     from passfx.runtime.sidecar import read_sidecar
 
-    if not model.is_file():
+    if not is_file(model):
         raise ExportError(f"the file {model} does not exist")
     sidecar = read_sidecar(model)
     tuned = sidecar if sidecar and provider in (None, sidecar.options.provider) else None

@@ -5,7 +5,16 @@ from typing import Any
 
 import click
 
-from passfx.cli.command import ABOVE_ZERO, FILE, Group, option, without
+from passfx.cli import command
+from passfx.cli.command import (
+    ABOVE_ZERO,
+    FILE,
+    WRITTEN,
+    WRITTEN_OR_STDOUT,
+    Group,
+    option,
+    without,
+)
 from passfx.cli.output import Output
 from passfx.errors import SourceError
 from passfx.export.settings import OPSETS, PRECISIONS, ExportSettings
@@ -17,10 +26,14 @@ QUIET = option("-q", "--quiet", is_flag=True, help="Print errors only.")
 SEED = option("--seed", type=int, default=0, help="Seed of random weights, inputs and samples.")
 RTOL = option("--rtol", type=click.FloatRange(min=0), help="Relative error tolerated beyond twice "
     "the model's own.  [default: 1e-6; fp16 1e-2, bf16 8e-2]")  # fmt: skip
+NONFINITE = option("--allow-nonfinite", is_flag=True,
+    help="Accept NaN and infinite weights and results, of which nothing is proven.")  # fmt: skip
 WEIGHTS = option("--weights", type=FILE, metavar="FILE",
     help="State dict to load: .safetensors, or .pt/.pth.")  # fmt: skip
 ARGUMENTS = option("--arg", "arguments", multiple=True, metavar="KEY=VALUE",
     help="Argument of the factory; repeatable.")  # fmt: skip
+TRUST = option("--trust-pickle", is_flag=True,
+    help="Load a .pt2 file even if that could run any code that is in it.")  # fmt: skip
 _VERIFY = without("verify", "Do not prove the rewrites nor run the file.")
 
 
@@ -60,7 +73,7 @@ def _numbers(text: str) -> list[int]:
 
 
 SOURCE = Group(source_spec, (
-    click.Argument(["source"]),
+    click.Argument(["source"], type=command.SOURCE),
     WEIGHTS,
     ARGUMENTS,
     option("--input-shape", "input_shapes", multiple=True, metavar="[NAME:]1x3x224x224",
@@ -68,6 +81,7 @@ SOURCE = Group(source_spec, (
     option("--dynamic-batch", is_flag=True, help="Let the first axis of every input vary."),
     option("--dynamic", "dynamic_axes", multiple=True, metavar="NAME:0,2,3",
         help="Let these axes of an input vary; repeatable."),
+    TRUST,
     SEED,
 ))  # fmt: skip
 _PASSES = (
@@ -76,9 +90,11 @@ _PASSES = (
     option("--skip", multiple=True, metavar="PASS", help="Leave a pass out; repeatable."),
     option("--only", multiple=True, metavar="PASS", callback=lambda _, __, names: names or None,
         help="Run only this pass; repeatable."),
+    option("--save-repro", type=FILE, metavar="DIR",
+        help="Save rewrites that are undone here, each with a script that shows the failure."),
 )  # fmt: skip
-PLAN = Group("passfx.pipeline:Plan", (*_PASSES, _VERIFY))
-PROVEN_PLAN = Group("passfx.pipeline:Plan", _PASSES)
+PLAN = Group("passfx.pipeline:Plan", (*_PASSES, _VERIFY, NONFINITE))
+PROVEN_PLAN = Group("passfx.pipeline:Plan", (*_PASSES, NONFINITE))
 EXPORT = Group(ExportSettings, (
     option("--opset", type=int, default=CPU.opset,
         help=f"ONNX operator set, {OPSETS[0]} to {OPSETS[-1]}."),
@@ -94,6 +110,7 @@ EXPORT = Group(ExportSettings, (
     RTOL,
     option("--input-names", type=_names, metavar="A,B", help="Names of the inputs in the file."),
     option("--output-names", type=_names, metavar="A,B", help="Names of the outputs in the file."),
+    NONFINITE,
     _VERIFY,
     SEED,
 ))  # fmt: skip
@@ -111,8 +128,14 @@ RUNTIME = (
 def output(what: str, page: str | None = None, *, alone: bool = True) -> Group:
     """The options about what a command writes besides: `what` as JSON, and perhaps a page."""
     rest = "; - is stdout, which then holds nothing else" if alone else ""
-    json = option("--json", "json_path", metavar="FILE|-", help=f"Write {what} as JSON{rest}.")
-    html = option("--report", "html_path", type=FILE, metavar="FILE.html",
+    json = option(
+        "--json",
+        "json_path",
+        type=WRITTEN_OR_STDOUT,
+        metavar="FILE|-",
+        help=f"Write {what} as JSON{rest}.",
+    )
+    html = option("--report", "html_path", type=WRITTEN, metavar="FILE.html",
         help=f"Write {page} as one HTML page.")  # fmt: skip
     return Group(Output, (json, html, QUIET) if page else (json, QUIET))
 

@@ -32,9 +32,14 @@ class Output:
         )
         if not self.console.is_terminal:
             self.console.width = _FILE_WIDTH
-        for path in (None if is_alone else json_path, html_path):
+        for path in (self.json_path, html_path):
             if path is not None:
-                check_writable(Path(path))
+                check_writable(path)
+
+    @property
+    def json_path(self) -> Path | None:
+        """The file of `--json`; None where it is stdout, or not asked for."""
+        return None if self._json_path in (None, "-") else Path(str(self._json_path))
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str], None]]:
@@ -61,7 +66,7 @@ class Output:
         text = json.dumps(found, default=str)
         plain = json.loads(text, parse_constant=lambda name: str(float(name)))
         text = json.dumps(plain, indent=2, allow_nan=False) + "\n"
-        if self._json_path == "-":
+        if self.json_path is None:
             sys.stdout.write(text)
         else:
-            write_text(Path(self._json_path), text)
+            write_text(self.json_path, text)

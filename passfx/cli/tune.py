@@ -8,6 +8,7 @@ import click
 from passfx.cli.command import ABOVE_ZERO, Group, command, option
 from passfx.cli.options import MODEL, RUNTIME, SEED, output
 from passfx.cli.output import Output
+from passfx.files import check_apart
 
 if TYPE_CHECKING:
     from passfx.runtime.tune import TuneSettings
@@ -38,9 +39,13 @@ def tune(model: Path, settings: "TuneSettings", out: Output) -> None:
     from passfx.report.console import print_tuning
     from passfx.runtime.sidecar import sidecar_path
     from passfx.runtime.tune import tune as search
+    from passfx.runtime.tune import tuned_path
 
+    sidecar = sidecar_path(model)
+    others = {"the sidecar": sidecar, "the tuned file": tuned_path(model)}
+    check_apart({"--json": out.json_path}, others)
     with out.progress() as progress:
         tuned = search(model, settings, progress)
     out.write_json(asdict(tuned.sidecar))
-    written = dict.fromkeys([sidecar_path(model), tuned.sidecar.model_path])
+    written = dict.fromkeys([sidecar, tuned.sidecar.model_path])
     print_tuning(out.console, tuned, [path for path in written if path != model])

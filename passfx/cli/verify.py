@@ -3,13 +3,15 @@
 from pathlib import Path
 
 from passfx.cli.command import command
-from passfx.cli.options import MODEL, OUTPUT, RTOL, SOURCE
+from passfx.cli.options import MODEL, NONFINITE, OUTPUT, RTOL, SOURCE
 from passfx.cli.output import Output
 from passfx.source.spec import SourceSpec
 
 
-@command(spec=SOURCE, model=MODEL, rtol=RTOL, out=OUTPUT)
-def verify(spec: SourceSpec, model: Path, rtol: float | None, out: Output) -> None:
+@command(spec=SOURCE, model=MODEL, rtol=RTOL, allow_nonfinite=NONFINITE, out=OUTPUT)
+def verify(
+    spec: SourceSpec, model: Path, rtol: float | None, allow_nonfinite: bool, out: Output
+) -> None:
     """Prove an ONNX file against its SOURCE, whoever wrote it.
 
     Both run on the same samples, SOURCE in float64; the exit code is 1 where they disagree. Give
@@ -19,6 +21,8 @@ def verify(spec: SourceSpec, model: Path, rtol: float | None, out: Output) -> No
     from passfx.report.console import print_parity
 
     with out.progress() as progress:
-        report = job.verify(spec, model, rtol=rtol, progress=progress)
+        report = job.verify(
+            spec, model, rtol=rtol, allow_nonfinite=allow_nonfinite, progress=progress
+        )
     out.write(report)
     print_parity(out.console, report)

@@ -1,6 +1,5 @@
 """The samples from which the ranges of half precision are taken."""
 
-import zipfile
 from collections.abc import Sequence
 from os import PathLike
 
@@ -8,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from passfx.capture.program import Captured
-from passfx.errors import SourceError
+from passfx.errors import SourceError, first_line
 from passfx.export.arrays import Array, to_numpy
 from passfx.graph.query import tensors
 from passfx.verify.parity import draw_samples
@@ -33,8 +32,8 @@ def calibration_samples(
     try:
         with np.load(path, allow_pickle=False) as found:
             arrays = {name: found[name] for name in found.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise SourceError(f"{path} is not an .npz file of arrays: {error}") from error
+    except Exception as error:  # a damaged file makes the readers raise anything
+        raise SourceError(f"{path} is not an .npz file of arrays: {first_line(error)}") from error
     if set(arrays) != set(names):
         raise SourceError(
             f"{path} has the arrays {', '.join(sorted(arrays))}; the inputs are {', '.join(names)}"
@@ -47,6 +46,8 @@ def calibration_samples(
 
 
 def _batches(path: str | PathLike[str], name: str, array: Array, example: Tensor) -> list[Array]:
+    if array.dtype.kind not in "biuf":
+        raise SourceError(f"{path}: the array {name} holds {array.dtype.name}, no numbers")
     converted = array.astype(to_numpy(example).dtype)
     if not example.ndim:
         return [converted]

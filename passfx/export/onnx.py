@@ -1,12 +1,12 @@
 """A rewritten graph as an ONNX file, through torch's own exporter."""
 
-import os
-import tempfile
+import hashlib
+import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import onnx
@@ -20,6 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 from passfx.capture.program import Captured
 from passfx.errors import ExportError, named_line, quiet
 from passfx.export.settings import ExportSettings
+from passfx.files import data_name, is_file, replacing
 from passfx.graph.query import attribute, is_constant, tensor, tensors, value
 from passfx.record import OnnxReport
 from passfx.version import __version__
@@ -27,15 +28,17 @@ from passfx.version import __version__
 _DEFAULT = ExportSettings()
 _BFLOAT16_OPSET = 22  # the first whose Conv takes it
 _INLINE_BYTES = 2 * 10**9 - 10**8  # a protobuf message holds 2 GB at most, graph included
+_DATA = "data"  # the weights beside a file, until their digest is known
 
 
 def to_exported_program(graph_module: GraphModule, captured: Captured) -> ExportedProgram:
     """The rewritten graph as an exported program, with the inputs and ranges it was captured with.
 
     Constants, which the graph reads by `get_attr`, become inputs of kind buffer, as the format
-    wants; node metadata (module scopes, source lines) is kept.
+    wants; the branches of conditions and loops go along, and node metadata (module scopes, source
+    lines) is kept.
     """
-    graph, copies = Graph(), dict[Node, Node]()
+    root, graph, copies = torch.nn.Module(), Graph(), dict[Node, Node]()
     inputs: list[signature.InputSpec] = []
     by_target: dict[str, Node] = {}
     nodes = list(graph_module.graph.nodes)
@@ -51,17 +54,20 @@ def to_exported_program(graph_module: GraphModule, captured: Captured) -> Export
         if node.op == "output":
             graph.output(torch.fx.node.map_arg(node.args[0], copies.__getitem__))
         elif node not in copies:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
+            read = _once(graph, copies) if _has_branches(node) else copies.__getitem__
+            copies[node] = graph.node_copy(node, read)
             if node.op == "placeholder":
                 kind, argument = signature.InputKind.USER_INPUT, _argument(copies[node])
                 inputs.append(signature.InputSpec(kind, argument, None))
+            elif node.op == "get_attr":
+                root.add_module(str(node.target), attribute(graph_module, str(node.target)))
     outputs = [
         signature.OutputSpec(signature.OutputKind.USER_OUTPUT, _argument(item), None)
         for item in graph.output_node().args[0]  # type: ignore[union-attr]
     ]
     program = captured.program
     return ExportedProgram(
-        root=torch.nn.Module(),
+        root=root,
         graph=graph,
         graph_signature=signature.ExportGraphSignature(inputs, outputs),
         state_dict={target: attribute(graph_module, target).detach() for target in by_target},
@@ -69,6 +75,25 @@ def to_exported_program(graph_module: GraphModule, captured: Captured) -> Export
         module_call_graph=program.module_call_graph[:1],
         example_inputs=(captured.args, captured.kwargs),
     )
+
+
+def _has_branches(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
+def _once(graph: Graph, copies: dict[Node, Node]) -> Callable[[Node], Node]:
+    """The copies that a condition or loop reads, which takes no tensor twice: one, and clones."""
+    taken: set[Node] = set()
+
+    def read(node: Node) -> Node:
+        copy = copies[node]
+        if copy in taken and tensor(node) is not None:
+            copy = graph.call_function(torch.ops.aten.clone.default, (copy,))
+            copy.meta = dict(node.meta)
+        taken.add(copy)
+        return copy
+
+    return read
 
 
 def _argument(item: Any) -> Any:
@@ -121,7 +146,8 @@ def export_onnx(
         # The innermost one: the exporter's own message is mostly advice for its maintainers.
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = f"torch's ONNX exporter cannot write this model: {named_line(cause)}"
+        what = re.sub(r"<(\w+\.)*(\w+) object at 0x\w+>", r"\2", named_line(cause))
+        reason = f"torch's ONNX exporter cannot write this model: {what}"
         raise ExportError(reason) from error
     assert program is not None
     model = program.model
@@ -135,42 +161,44 @@ def export_onnx(
 def staged(model: ir.Model, path: Path) -> Iterator[tuple[Path, OnnxReport]]:
     """Write the file beside its place; move it there if the block succeeds, else leave nothing.
 
-    It is written in a folder of its own under its own name, because external data is found by
-    name. It is checked with full shape inference. Weights of more than 2 GB are external.
+    It is checked with full shape inference. Weights of more than 2 GB lie beside the file, under a
+    name that carries their digest.
 
     Yields:
         The staged file, and the report of what will lie at `path`.
 
     Raises:
-        ExportError: the written file does not pass `onnx.checker`.
+        ExportError: the written file does not pass `onnx.checker`, or `path` is no place for it.
     """
     stored = (item.const_value for item in model.graph.initializers.values())
     is_large = sum(item.nbytes for item in stored if item) > _INLINE_BYTES
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".passfx-") as folder:
-        written = Path(folder) / path.name
-        ir.save(model, written, external_data=f"{path.name}.data" if is_large else None)
+    if is_large and path.is_symlink() and path.resolve().parent != path.parent.resolve():
+        raise ExportError(
+            f"the weights would lie beside {path.resolve()}, where they are not found through the "
+            f"link {path}; give the name of the file itself"
+        )
+    with replacing(path) as written:
+        ir.save(model, written, "protobuf", external_data=_DATA if is_large else None)
+        if is_large:
+            _name_data(written)
         try:
             onnx.checker.check_model(str(written), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise ExportError(f"the exported model is not valid ONNX: {error}") from error
         yield written, replace(summarize(written), path=str(path))
-        _move_beside(written, path)
 
 
-def _move_beside(written: Path, path: Path) -> None:
-    """Move a file to `path` and its data beside it; where one fails, all is as it was before."""
-    with ExitStack() as undo:
-        # The data first, so that the model never points at missing weights.
-        for data in [file for file in written.parent.iterdir() if file != written]:
-            place, old = path.with_name(data.name), data.with_name(f"{data.name}.old")
-            if place.exists():
-                os.replace(place, old)
-                undo.callback(os.replace, old, place)
-            else:
-                undo.callback(place.unlink, missing_ok=True)
-            os.replace(data, place)
-        os.replace(written, path)
-        undo.pop_all()
+def _name_data(written: Path) -> None:
+    """Rename the data beside a file by its digest."""
+    data = written.with_name(_DATA)
+    with data.open("rb") as file:
+        name = data_name(written.name, hashlib.file_digest(file, "sha256").hexdigest())
+    model = load_graph(written)
+    for item in _stored_tensors(model.graph):
+        for entry in item.external_data:
+            entry.value = name if entry.key == "location" else entry.value
+    data.rename(data.with_name(name))
+    onnx.save(model, written, "protobuf")
 
 
 def summarize(path: Path) -> OnnxReport:
@@ -193,29 +221,56 @@ def load_graph(path: Path) -> onnx.ModelProto:
         ExportError: it is not an ONNX file.
     """
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(path, "protobuf", load_external_data=False)
     except FileNotFoundError as error:
         raise ExportError(f"{path} does not exist") from error
-    except (DecodeError, IsADirectoryError) as error:
+    except DecodeError as error:
         raise ExportError(f"{path} is not an ONNX file") from error
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read: {error.strerror}") from error
     if not model.graph.output:
         raise ExportError(f"{path} is not an ONNX file: it has no outputs")
     return model
 
 
 def external_files(path: Path) -> list[Path]:
-    """The files beside an ONNX file that hold its weights.
+    """The files that hold the weights of an ONNX file, in its folder or in folders of it.
 
     Raises:
-        ExportError: it is not an ONNX file, or one of them is missing.
+        ExportError: it is not an ONNX file, one of them is missing, or lies elsewhere, which ONNX
+            does not allow.
     """
-    stored = (item.external_data for item in load_graph(path).graph.initializer)
+    stored = (item.external_data for item in _stored_tensors(load_graph(path).graph))
     names = {entry.value for entries in stored for entry in entries if entry.key == "location"}
-    files = sorted(map(path.with_name, names))
+    for name in sorted(names):
+        if not _is_inside(name):
+            raise ExportError(
+                f"{path} keeps its weights in {name!r}, but a model reads nothing outside of its "
+                "folder; save it again with the weights beside it"
+            )
+    files = [path.parent / name for name in sorted(names)]
     for file in files:
-        if not file.is_file():
+        if not is_file(file):
             raise ExportError(f"{path} keeps its weights in {file}, which does not exist")
     return files
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name leads to a file in its folder or in folders of it, on any system."""
+    ways = PurePosixPath(name), PureWindowsPath(name)
+    return bool(ways[0].name) and not any(way.anchor or ".." in way.parts for way in ways)
+
+
+def _stored_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """The tensors of a graph, of its attributes and of its subgraphs."""
+    yield from graph.initializer
+    for item in graph.sparse_initializer:
+        yield from (item.values, item.indices)
+    for node in graph.node:
+        for found in node.attribute:
+            yield from (found.t, *found.tensors)
+            for inner in (found.g, *found.graphs):
+                yield from _stored_tensors(inner)
 
 
 def graph_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:

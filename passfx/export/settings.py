@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from passfx.errors import ExportError
-from passfx.files import check_writable
+from passfx.files import check_apart, check_writable
 from passfx.target import Target
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -32,6 +32,7 @@ class ExportSettings:
     seed: int = 0
     input_names: Sequence[str] | None = None
     output_names: Sequence[str] | None = None
+    allow_nonfinite: bool = False
 
     @property
     def tolerance(self) -> float:
@@ -51,6 +52,8 @@ class ExportSettings:
             ExportError: the folder, the precision or the opset.
         """
         check_writable(path)
+        calibration = None if self.calibration is None else Path(self.calibration)
+        check_apart({"the output": path}, {"the calibration samples": calibration})
         if self.precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise ExportError(f"the precision {self.precision!r} is not one of {known}")

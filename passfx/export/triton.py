@@ -11,7 +11,6 @@ go to the execution accelerator "cuda", the others to `parameters` and `optimiza
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from google.protobuf import text_format
 
 from passfx.errors import ExportError
 from passfx.export.onnx import external_files, graph_inputs, load_graph, sizes
-from passfx.files import writing
+from passfx.files import staging, writing
 from passfx.target import CUDA, TARGETS
 from passfx.version import __version__
 
@@ -93,25 +92,31 @@ def write_triton(model: Path, repository: Path, settings: TritonSettings) -> Dep
         )
     config, ignored = triton_config(model, settings)
     folder, version = repository / name, str(settings.version)
-    if (folder / version).exists():
-        raise ExportError(f"{folder / version} exists already; --version writes another one")
     described = folder / "config.pbtxt"
-    if described.exists() and _message(described.read_text(encoding="utf-8")) != config:
-        raise ExportError(
-            f"{described} describes another model, and all versions share it; give another --name"
-        )
     with writing(folder):
+        if (folder / version).exists():
+            raise ExportError(f"{folder / version} exists already; --version writes another one")
+        if described.exists() and _message(described.read_bytes()) != config:
+            raise ExportError(
+                f"{described} describes another model, and all versions share it; give another "
+                "--name"
+            )
         repository.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=repository, prefix=".passfx-") as temporary:
-            built = Path(temporary) / name
+        with staging(repository) as temporary:
+            built = temporary / name
             (built / version).mkdir(parents=True)
             (built / "config.pbtxt").write_text(_text(config, model, ignored), encoding="utf-8")
             shutil.copyfile(model, built / version / "model.onnx")
             for data in external_files(model):
-                shutil.copyfile(data, built / version / data.name)
+                place = built / version / data.relative_to(model.parent)
+                if place.exists():
+                    raise ExportError(f"{data} has the name of a file in the repository; rename it")
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(data, place)
             own = version if folder.exists() else ""  # a new model moves with its configuration
             os.replace(built / own, folder / own)
-    return Deployment(folder, (described, *sorted((folder / version).iterdir())), ignored)
+    files = sorted(file for file in (folder / version).rglob("*") if file.is_file())
+    return Deployment(folder, (described, *files), ignored)
 
 
 def triton_config(model: Path, settings: TritonSettings) -> tuple[Any, tuple[str, ...]]:
@@ -181,10 +186,10 @@ def _protobuf() -> Any:
     return model_config_pb2
 
 
-def _message(text: str) -> Any:
+def _message(text: bytes) -> Any:
     try:
         return text_format.Parse(text, _protobuf().ModelConfig())
-    except text_format.ParseError:
+    except (text_format.ParseError, UnicodeDecodeError):
         return None
 
 

@@ -9,6 +9,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -66,27 +67,70 @@ class Edit:
     replacements: dict[Node, Node] = field(default_factory=dict)
     refused: str | None = None
 
+    @property
+    def frontier(self) -> list[Node]:
+        """What is read from outside, in topological order; constants are not among it."""
+        nodes = {*self.match.nodes, *self.added}
+        reads = {read for node in nodes for read in node.all_input_nodes}
+        reads.update(self.replacements.values())
+        return sorted(read for read in reads - nodes if read.op != "get_attr")
+
+    @cached_property
+    def first_of(self) -> dict[Any, Node]:
+        """The first old node of each operator, which a new one of that operator continues."""
+        return {old.target: old for old in reversed(self.match.nodes)}
+
+    def sources(self, pass_name: str) -> list[NodeSource]:
+        """Where new nodes come from: nodes of the captured graph, however often rewritten since."""
+        if self._sources is None:
+            by = f"{_OURS}{pass_name}", NodeSourceAction.REPLACE
+            found: dict[str, NodeSource] = {}
+            for old in self.match.nodes:
+                own = old.meta.get("from_node") or ()
+                is_new = bool(own) and own[0].pass_name.startswith(_OURS)
+                found |= {item.name: item for item in (own if is_new else [NodeSource(old, *by)])}
+            self._sources = list(found.values())[:_MOST_SOURCES]
+        return self._sources
+
+    _sources: list[NodeSource] | None = None
+
 
 @dataclass(frozen=True)
 class Certificate:
-    """The outcome of a local proof: the largest relative error, and the failure if there is one."""
+    """The outcome of a local proof: the largest relative error, and the failure if there is one.
+
+    `inputs`: the values of `Edit.frontier` that show the failure, where there are such.
+    """
 
     error: float | None
     failure: str | None = None
+    inputs: tuple[Any, ...] | None = None
 
 
 Certify = Callable[[Edit], Certificate]
+Undone = Callable[[Edit, Certificate], None]
 
 
 class Editor:
-    """Edits one graph module and records what it did; `modified` is derived from the record."""
+    """Edits one graph module and records what it did; `modified` is derived from the record.
 
-    def __init__(self, graph_module: GraphModule, pass_name: str, certify: Certify) -> None:
+    `undone` is told of every edit whose certificate fails, while its nodes are still there.
+    """
+
+    def __init__(
+        self,
+        graph_module: GraphModule,
+        pass_name: str,
+        certify: Certify,
+        undone: Undone | None = None,
+    ) -> None:
         self.graph_module = graph_module
         self.rewrites: list[Rewrite] = []
-        self.refusals: list[Refusal] = []
+        self._refusals: dict[Refusal, None] = {}
+        self._names: dict[str, int] = {}
         self._pass_name = pass_name
         self._certify = certify
+        self._undone = undone
         self._edit: Edit | None = None
 
     @property
@@ -99,10 +143,14 @@ class Editor:
         """Whether any edit was committed."""
         return bool(self.rewrites)
 
+    @property
+    def refusals(self) -> list[Refusal]:
+        """What had the right shape and was unsafe, each told once."""
+        return list(self._refusals)
+
     def refuse(self, refusal: Refusal) -> None:
         """Record a refusal once."""
-        if refusal not in self.refusals:
-            self.refusals.append(refusal)
+        self._refusals[refusal] = None
 
     @contextmanager
     def edit(self, match: Match) -> Iterator[Edit]:
@@ -117,6 +165,8 @@ class Editor:
                 return
             failure = self._type_change(edit)
             certificate = Certificate(None, failure) if failure else self._certify(edit)
+            if certificate.failure is not None and self._undone is not None:
+                self._undone(edit, certificate)
         except BaseException:
             self._undo(edit)
             raise
@@ -157,7 +207,7 @@ class Editor:
         """
         edit = self._open_edit()
         tensor = exact.detach().to(dtype).contiguous()
-        target = _attach(self.graph_module, name, tensor)
+        target = self._attach(name, tensor)
         fake = _fake_mode(self.graph).from_tensor(tensor, static_shapes=True)
         node = self._insert(fake, "get_attr", target)
         edit.exact[node] = exact.detach()
@@ -166,19 +216,29 @@ class Editor:
 
     def finish(self) -> None:
         """Detach constants that no node reads, give new ones the names this frees, recompile."""
-        used = {str(node.target) for node in self.graph.find_nodes(op="get_attr")}
+        used = {
+            f"{path}.{node.target}".removeprefix(".")
+            for path, module in self.graph_module.named_modules()
+            if isinstance(module, GraphModule)  # the module itself, and the branches of conditions
+            for node in module.graph.find_nodes(op="get_attr")
+        }
         for path, module in self.graph_module.named_modules():
             tensors = [name for name, item in vars(module).items() if isinstance(item, Tensor)]
             for name in [*module._parameters, *module._buffers, *tensors]:
                 if f"{path}.{name}".removeprefix(".") not in used:
                     delattr(module, name)
-        for node in self.graph.nodes:
-            wanted, current = node.meta.get(_WANTED_NAME), node.target
-            if wanted is None or wanted == current or wanted in used:
+        readers: dict[str, list[Node]] = {}
+        for node in self.graph.find_nodes(op="get_attr"):
+            readers.setdefault(str(node.target), []).append(node)
+        self._names.clear()
+        for current, nodes in readers.items():
+            given = (node.meta[_WANTED_NAME] for node in nodes if _WANTED_NAME in node.meta)
+            wanted = next((name for name in given if name not in used), None)
+            if wanted is None:
                 continue
-            renamed = _attach(self.graph_module, wanted, attribute(self.graph_module, current))
+            renamed = self._attach(wanted, attribute(self.graph_module, current))
             used.add(renamed)
-            for reader in self.graph.find_nodes(op="get_attr", target=current):
+            for reader in nodes:
                 reader.target = renamed
             parent, _, name = current.rpartition(".")
             delattr(self.graph_module.get_submodule(parent), name)
@@ -193,14 +253,12 @@ class Editor:
         edit = self._open_edit()
         node = self.graph.create_node(*made)
         edit.added.append(node)
-        like = (old for old in edit.match.nodes if old.target == node.target)
-        origin = next(like, edit.match.at)
+        origin = edit.first_of.get(node.target, edit.match.at)
         node.meta["val"] = fake
         for key in ("nn_module_stack", "stack_trace"):
             if key in origin.meta:
                 node.meta[key] = origin.meta[key]
-        by = f"passfx.{self._pass_name}", NodeSourceAction.REPLACE
-        node.meta["from_node"] = [NodeSource(source, *by) for source in edit.match.nodes]
+        node.meta["from_node"] = edit.sources(self._pass_name)
         return node
 
     def _type_change(self, edit: Edit) -> str | None:
@@ -211,8 +269,10 @@ class Editor:
 
     def _commit(self, edit: Edit, error: float | None) -> None:
         """Repoint, then erase the nodes without users, and the constants that only they read."""
-        for old, new in edit.replacements.items():
-            old.replace_all_uses_with(new)
+        for user in {user: None for old in edit.replacements for user in old.users}:
+            # All at once, because a node that reads many of them is written anew each time.
+            new = map_arg((user.args, user.kwargs), lambda old: edit.replacements.get(old, old))
+            user.args, user.kwargs = new
         removed: list[str] = []
         for node in reversed(edit.match.nodes):
             if node.users or node.op == "placeholder" or node._erased:
@@ -232,8 +292,25 @@ class Editor:
         for node in reversed(edit.added):
             self.graph.erase_node(node)
 
+    def _attach(self, path: str, tensor: Tensor) -> str:
+        """Register a tensor under this path, or with the first number that is free after it."""
+        module: torch.nn.Module = self.graph_module
+        *parents, name = path.split(".")
+        for part in parents:
+            if not isinstance(getattr(module, part, None), torch.nn.Module):
+                module.add_module(part, torch.nn.Module())
+            module = getattr(module, part)
+        unique, number = name, self._names.get(path, 1)
+        while hasattr(module, unique):
+            unique, number = f"{name}_{number}", number + 1
+        self._names[path] = number
+        module.register_buffer(unique, tensor)
+        return ".".join([*parents, unique])
+
 
 _WANTED_NAME = "passfx_name"
+_OURS = "passfx."
+_MOST_SOURCES = 64
 
 
 def _fake_mode(graph: Graph) -> FakeTensorMode:
@@ -242,19 +319,6 @@ def _fake_mode(graph: Graph) -> FakeTensorMode:
         if fake is not None and hasattr(fake, "fake_mode"):
             return fake.fake_mode  # type: ignore[no-any-return]
     raise AssertionError("a captured graph has fake values")
-
-
-def _attach(module: torch.nn.Module, path: str, tensor: Tensor) -> str:
-    *parents, name = path.split(".")
-    for part in parents:
-        if not isinstance(getattr(module, part, None), torch.nn.Module):
-            module.add_module(part, torch.nn.Module())
-        module = getattr(module, part)
-    unique, number = name, 1
-    while hasattr(module, unique):
-        unique, number = f"{name}_{number}", number + 1
-    module.register_buffer(unique, tensor)
-    return ".".join([*parents, unique])
 
 
 def _type(node: Node) -> str:

@@ -1,7 +1,7 @@
 """Read-only questions about the nodes of a captured graph: values, constants, arguments, names."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 from typing import Any, cast
 
@@ -93,6 +93,13 @@ def constant(node: Node) -> torch.Tensor:
     return cast(torch.Tensor, attribute(module, str(node.target))).detach()
 
 
+def all_nodes(graph_module: GraphModule) -> Iterator[Node]:
+    """The nodes of a graph and of the branches of its conditions and loops."""
+    for module in graph_module.modules():
+        if isinstance(module, GraphModule):
+            yield from module.graph.nodes
+
+
 def is_random(node: Node) -> bool:
     """Whether an operator draws random numbers."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
@@ -130,7 +137,7 @@ def reached(start: Node, step: Callable[[Node], Iterable[Node]]) -> list[Node]:
 def source_line(node: Node) -> str | None:
     """`file.py:12` of the user's code that made the node, where the trace recorded it."""
     trace = node.meta.get("stack_trace") or ""
-    frames = re.findall(r'^ *File "(.+)", line (\d+)', trace, re.MULTILINE)
+    frames = re.findall(r'^ *File "([^<].*)", line (\d+)', trace, re.MULTILINE)
     return ":".join(frames[-1]) if frames else None
 
 

@@ -12,6 +12,8 @@ from passfx.graph.query import tensor
 
 Size = int | torch.SymInt
 
+_UNKNOWN = 4  # more than one, because the tracer takes it for granted, and small
+
 
 def known_tensor(node: Any) -> Tensor:
     """The fake tensor of a node that must have one."""
@@ -21,8 +23,17 @@ def known_tensor(node: Any) -> Tensor:
 
 
 def hint(size: Size) -> int:
-    """A size as a number: for a dynamic one, that of the captured example."""
-    return size if isinstance(size, int) else int(cast(Any, size.node.hint))
+    """A size as a number: for a dynamic one, that of the captured example.
+
+    A size that depends on data is not known before a run; what it depends on counts as `_UNKNOWN`.
+    """
+    if isinstance(size, int):
+        return size
+    node = cast(Any, size.node)
+    if node.hint is not None:
+        return int(node.hint)
+    known = node.shape_env.backed_var_to_val
+    return int(node.expr.subs({item: known.get(item, _UNKNOWN) for item in node.expr.free_symbols}))
 
 
 def elements(node: Any) -> int:

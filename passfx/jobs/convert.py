@@ -9,6 +9,7 @@ import torch
 from torch.export import ExportedProgram
 
 from passfx.export.settings import ExportSettings
+from passfx.files import check_apart
 from passfx.jobs.optimize import optimize_source
 from passfx.pipeline import Plan, Progress, silent
 from passfx.report.model import Report
@@ -38,10 +39,13 @@ def convert(
     skip: Collection[str] = (),
     only: Collection[str] | None = None,
     verify: bool = True,
+    save_repro: str | PathLike[str] | None = None,
     rtol: float | None = None,
     seed: int = 0,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    trust_pickle: bool = False,
+    allow_nonfinite: bool = False,
     progress: Progress = silent,
 ) -> Report:
     """Convert a model to an optimised ONNX file, and prove the file under ONNX Runtime.
@@ -55,10 +59,11 @@ def convert(
         dynamic_batch: the first axis of every input may vary.
         dynamic_axes: the axes of each input (a parameter of `forward`) that may vary.
         dynamic_shapes: both in `torch.export.export`'s own form, instead of them.
-        target, skip, only, verify: as in `passfx.optimize`.
+        target, skip, only, verify, allow_nonfinite, save_repro: as in `passfx.optimize`.
         precision, opset, epilogues, fp16_io, accuracy, calibration, rtol, input_names,
             output_names: as in `Optimized.export`.
         seed: of random weights, inputs and samples.
+        trust_pickle: load a "file.pt2" even if that could run any code that is in it.
         progress: told the name of each stage as it starts.
 
     Raises:
@@ -67,15 +72,14 @@ def convert(
     """
     spec = SourceSpec(
         source, args, kwargs, arguments, weights, input_shapes, dynamic_batch, dynamic_axes,
-        dynamic_shapes, seed,
+        dynamic_shapes, seed, trust_pickle,
     )  # fmt: skip
     settings = ExportSettings(
         precision, opset, epilogues, fp16_io, accuracy, calibration, verify, rtol, seed,
-        input_names, output_names,
+        input_names, output_names, allow_nonfinite,
     )  # fmt: skip
-    return convert_source(
-        spec, Plan(find_target(target), skip, only, verify), Path(path), settings, progress
-    )
+    plan = Plan(find_target(target), skip, only, verify, allow_nonfinite, save_repro)
+    return convert_source(spec, plan, Path(path), settings, progress)
 
 
 def convert_source(
@@ -85,5 +89,6 @@ def convert_source(
     from passfx.jobs.export import export_file
 
     settings.check(path, plan.target)
+    check_apart({"the output": path}, spec.files())
     found = optimize_source(spec, plan, progress)
     return export_file(found.module, found.captured, found.report, path, settings, progress)

@@ -16,7 +16,7 @@ from passfx.export.calibration import calibration_samples
 from passfx.export.epilogue import FuseEpilogues
 from passfx.export.onnx import export_onnx, graph_inputs, load_graph, sizes, staged, summarize
 from passfx.export.precision import LowerPrecision
-from passfx.export.settings import HALVES, ExportSettings
+from passfx.export.settings import HALVES, OPSETS, ExportSettings
 from passfx.files import writing
 from passfx.graph.query import dtype_name, tensor
 from passfx.pipeline import Progress, silent
@@ -75,15 +75,19 @@ def _file_passes(
     return passes
 
 
-def verify_file(
-    captured: Captured, report: Report, path: Path, rtol: float | None, seed: int
-) -> Report:
-    """Prove a file against a captured model; `Optimized.verify` says more."""
+def verify_file(captured: Captured, report: Report, path: Path, settings: ExportSettings) -> Report:
+    """Prove a file against a captured model; `Optimized.verify` says more.
+
+    Of the settings those of the proof count; precision and opset are the file's own.
+    """
     summary = summarize(path)
     precision = _file_precision(path, captured)
     _check_signature(path, report, precision)
     report = replace(report, precision=precision, onnx=summary)
-    return _proven(report, captured, path, ExportSettings(precision, rtol=rtol, seed=seed))
+    settings = replace(settings, precision=precision)
+    if summary.opset is not None and summary.opset in OPSETS:
+        settings = replace(settings, opset=summary.opset)
+    return _proven(report, captured, path, settings)
 
 
 def _proven(report: Report, captured: Captured, path: Path, settings: ExportSettings) -> Report:

@@ -25,6 +25,7 @@ from passfx.report.model import Report
 from passfx.source.load import load_source
 from passfx.source.spec import SourceSpec
 from passfx.target import CPU, Target, find_target
+from passfx.verify.finite import check_weights
 from passfx.verify.parity import parity
 
 
@@ -59,6 +60,7 @@ class Optimized:
         seed: int = 0,
         input_names: Sequence[str] | None = None,
         output_names: Sequence[str] | None = None,
+        allow_nonfinite: bool = False,
         progress: Progress = silent,
     ) -> Report:
         """Write the optimised model as ONNX and prove the file under ONNX Runtime.
@@ -67,7 +69,8 @@ class Optimized:
         the CPU provider computes such files in float32 and leaves the rounding out.
 
         Args:
-            path: the file to write; weights of more than 2 GB go to `path` + ".data" beside it.
+            path: the file to write; weights of more than 2 GB lie beside it, in a file whose
+                name is that of `path` with ".", a digest of them and ".data" after it.
             precision: "fp32" keeps every dtype as it is in the model; "fp16" and "bf16" keep
                 operators in float32 that would overflow or lose too much, and report them.
             opset: the ONNX operator set, 18 to 25.
@@ -83,6 +86,8 @@ class Optimized:
             seed: of the sample inputs.
             input_names, output_names: one per flat tensor; by default the parameters of `forward`
                 and the keys of its result ("output" where it has none).
+            allow_nonfinite: accept weights that are NaN or infinite, and results on the example
+                inputs that are, though nothing is proven of them.
 
         Returns:
             The report, with `parity`, `onnx` and `opset` filled in.
@@ -96,12 +101,17 @@ class Optimized:
 
         settings = ExportSettings(
             precision, opset, epilogues, fp16_io, accuracy, calibration, verify, rtol, seed,
-            input_names, output_names,
+            input_names, output_names, allow_nonfinite,
         )  # fmt: skip
         return export_file(self.module, self.captured, self.report, Path(path), settings, progress)
 
     def verify(
-        self, path: str | PathLike[str], *, rtol: float | None = None, seed: int = 0
+        self,
+        path: str | PathLike[str],
+        *,
+        rtol: float | None = None,
+        seed: int = 0,
+        allow_nonfinite: bool = False,
     ) -> Report:
         """Prove an ONNX file against the captured model, whoever wrote it.
 
@@ -117,7 +127,8 @@ class Optimized:
         """
         from passfx.jobs.export import verify_file
 
-        return verify_file(self.captured, self.report, Path(path), rtol, seed)
+        settings = ExportSettings(rtol=rtol, seed=seed, allow_nonfinite=allow_nonfinite)
+        return verify_file(self.captured, self.report, Path(path), settings)
 
 
 def optimize(
@@ -130,7 +141,9 @@ def optimize(
     skip: Collection[str] = (),
     only: Collection[str] | None = None,
     verify: bool = True,
+    allow_nonfinite: bool = False,
     share_weights: bool = False,
+    save_repro: str | PathLike[str] | None = None,
 ) -> Optimized:
     """Capture a model, run the passes over it, and prove the result.
 
@@ -141,15 +154,20 @@ def optimize(
         target: what the model is for, "cpu" or "cuda".
         skip, only: names of passes to leave out, or to run alone.
         verify: prove each rewrite in float64, and the whole result at the end.
+        allow_nonfinite: accept weights that are NaN or infinite, and results on the example inputs
+            that are, though nothing is proven of them.
         share_weights: weights that no pass changes stay in the memory of the model, which what is
             written into either then changes in both; by default they are copied.
+        save_repro: a folder for rewrites that are undone, each as a `.pt2` of the operators before
+            and after and a script that shows the failure.
 
     Raises:
-        SourceError: an unknown target or pass.
+        SourceError: an unknown target or pass, or `save_repro` cannot be a folder.
         CaptureError: the model cannot be captured.
-        VerificationError: the result disagrees with the model.
+        VerificationError: the result disagrees with the model, or nothing can be proven because
+            weights or results are not finite.
     """
-    plan = Plan(find_target(target), skip, only, verify)
+    plan = Plan(find_target(target), skip, only, verify, allow_nonfinite, save_repro)
     spec = SourceSpec(model, args, kwargs, dynamic_shapes=dynamic_shapes)
     optimized = optimize_source(spec, plan, share_weights=share_weights)
     if not verify:
@@ -160,6 +178,7 @@ def optimize(
             optimized.captured,
             lambda inputs: tensors(run_flat(optimized.module, inputs, double=False)),
             provider="torch",
+            allow_nonfinite=allow_nonfinite,
         ).checked()
     return replace(optimized, report=replace(optimized.report, parity=proof, seconds=seconds))
 
@@ -192,9 +211,18 @@ def optimize_source(
 ) -> Optimized:
     """Load, capture and rewrite a model, proving each rewrite but not yet the whole."""
     found = capture_source(spec, plan.target, progress, share_weights=share_weights)
+    return rewritten(found, plan, progress)
+
+
+def rewritten(found: Optimized, plan: Plan, progress: Progress = silent) -> Optimized:
+    """A captured model after the passes of a plan; what was captured stays as it is."""
+    if plan.verify and not plan.allow_nonfinite:
+        check_weights(found.captured)
     seconds = dict(found.report.seconds)
     with timed(seconds, "passes"):
-        module, passes = optimize_graph(found.captured, plan.passes, plan.verify, progress)
+        module, passes = optimize_graph(
+            found.captured, plan.passes, plan.verify, progress, plan.save_repro
+        )
     InputCheck.of(found.captured, module).attach(module)
     FreshResults.attach_to(module, found.captured.aliases)
     report = replace(found.report, after=graph_cost(module), passes=passes, seconds=seconds)

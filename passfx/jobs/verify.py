@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from passfx.errors import ExportError
+from passfx.files import is_file
 from passfx.jobs.optimize import capture_source
 from passfx.pipeline import Progress, silent
 from passfx.report.model import Report
@@ -10,7 +11,12 @@ from passfx.source.spec import SourceSpec
 
 
 def verify(
-    spec: SourceSpec, path: Path, *, rtol: float | None = None, progress: Progress = silent
+    spec: SourceSpec,
+    path: Path,
+    *,
+    rtol: float | None = None,
+    allow_nonfinite: bool = False,
+    progress: Progress = silent,
 ) -> Report:
     """Capture a source, and nothing more, and prove a file against it.
 
@@ -18,8 +24,8 @@ def verify(
         SourceError, CaptureError, ExportError, VerificationError, RuntimeUnavailableError: as
             `passfx.convert` and `Optimized.verify`.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise ExportError(f"the file {path} does not exist")
     found = capture_source(spec, progress=progress)
     progress("verify")
-    return found.verify(path, rtol=rtol, seed=spec.seed)
+    return found.verify(path, rtol=rtol, seed=spec.seed, allow_nonfinite=allow_nonfinite)

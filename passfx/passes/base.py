@@ -17,7 +17,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 from passfx.analysis.cost import node_seconds
 from passfx.analysis.growth import Addition, too_large
 from passfx.graph.aliases import FreshResults, graph_aliases
-from passfx.graph.editor import Certify, Edit, Editor, Match
+from passfx.graph.editor import Certify, Edit, Editor, Match, Undone
 from passfx.graph.query import is_call, is_constant, tensor
 from passfx.graph.shapes import nbytes
 from passfx.record import Refusal
@@ -55,12 +55,17 @@ class Pass:
         for node in graph.nodes:
             yield self.match(node)
 
-    def run(self, graph_module: GraphModule, certify: Certify = default_certify) -> Editor:
+    def run(
+        self,
+        graph_module: GraphModule,
+        certify: Certify = default_certify,
+        undone: Undone | None = None,
+    ) -> Editor:
         """Rewrite the graph in place; the editor holds the rewrites and the refusals.
 
         The caller ends with `editor.finish()`, once it keeps the result.
         """
-        editor = Editor(graph_module, self.name, certify)
+        editor = Editor(graph_module, self.name, certify, undone)
         for found in self.matches(graph_module.graph):
             if isinstance(found, Refusal):
                 editor.refuse(found)

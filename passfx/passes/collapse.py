@@ -49,7 +49,8 @@ class Collapse(Pass):
         for candidate in cover.chosen:
             nodes = tuple(sorted(candidate.span))
             what = f"{', '.join(map(op_name, nodes))} as one operator"
-            yield Match(candidate.node, nodes, what, candidate, candidate.any_size, True)
+            any_size = candidate.any_size and not candidate.is_reshaped
+            yield Match(candidate.node, nodes, what, candidate, any_size, True)
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
         candidate: Candidate = match.data

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from itertools import takewhile
 from typing import Any, cast
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from passfx.analysis.cost import macs, node_seconds
-from passfx.analysis.layouts import reader_of_memory
+from passfx.analysis.layouts import MemoryReaders
 from passfx.graph.editor import Editor, Match, beside, refuse
 from passfx.graph.ops import CLIPS, CONVS, aten
 from passfx.graph.query import arguments, constant, is_call, is_constant, parameters
@@ -46,6 +47,7 @@ class MergeSiblings(Pass):
     name = "merge-siblings"
 
     def matches(self, graph: Graph) -> Iterator[Found]:
+        readers = MemoryReaders(graph)
         for source in graph.nodes:
             for siblings, activations in _merges(source):
                 first, count = siblings[0], len(siblings)
@@ -53,8 +55,8 @@ class MergeSiblings(Pass):
                 figures = f"would take {together * 1e6:.1f} µs, {apart * 1e6:.1f} µs apart"
                 if together >= apart:
                     yield refuse(first, f"{count} siblings as one {figures}")
-                elif reason := next(filter(None, map(_unsafe, siblings)), None):
-                    yield refuse(first, reason)
+                elif reasons := [*filter(None, (_unsafe(node, readers) for node in siblings))]:
+                    yield refuse(first, reasons[0])
                 else:
                     nodes = tuple(sorted({*siblings, *activations}))
                     data = siblings, activations
@@ -86,14 +88,16 @@ class MergeSiblings(Pass):
 def _merges(source: Node) -> Iterator[tuple[Nodes, Nodes]]:
     """Siblings and their activations: those with an activation in common, then all, without."""
 
-    def groups() -> dict[Hashable, Nodes]:
-        return _grouped(source.users, lambda node: _geometry(node, source))
-
-    for geometry, group in groups().items():
+    readers = set(source.users)
+    for geometry, group in _grouped(readers, lambda node: _geometry(node, source)).items():
         alike = [same for same in _grouped(group, _activation).values() if len(same) > 1]
         for same in alike:
             yield same, [next(iter(node.users)) for node in same]
-        rest = groups()[geometry]  # as the merges so far have left them
+        # As the merges so far have left them; what those made are the last readers.
+        made = [*takewhile(lambda node: node not in readers, reversed(source.users))]
+        readers.update(made)
+        left = [node for node in group if source in node.all_input_nodes]
+        rest = sorted({*left, *(node for node in made if _geometry(node, source) == geometry)})
         if group not in alike and len(rest) > 1:
             yield rest, []
 
@@ -138,10 +142,10 @@ def _seconds(siblings: Nodes, activations: Nodes, profile: Profile) -> tuple[flo
     return apart, layer + (2 if activations else 1) * profile.seconds(0, 2 * results)
 
 
-def _unsafe(node: Node) -> str | None:
+def _unsafe(node: Node, readers: MemoryReaders) -> str | None:
     """Why a sibling must stay by itself."""
     if len(arguments(node)["weight"].users) > 1:
         return f"the weight of {node.name} is read by others too, and would be stored twice"
-    if (user := reader_of_memory(node)) is not None:
+    if (user := readers.after(node)) is not None:
         return f"{user.name} reads memory as it lies, and a part of a split lies otherwise"
     return None

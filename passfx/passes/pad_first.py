@@ -71,7 +71,7 @@ class PadFirst(Pass):
             return refuse(node, f"its border differs from the bias of {last} by {error:.1e}")
         nodes = tuple(sorted({*layers, *border}))
         what = f"the border of {layers[-1].name} as padding of {layers[0].name}"
-        return Match(node, nodes, what, _Border(layers, bound["pad"]), any_size=False)
+        return Match(node, nodes, what, _Border(layers, bound["pad"]), any_size=pad is node)
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
         border: _Border = match.data

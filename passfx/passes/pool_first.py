@@ -4,7 +4,7 @@ from torch.fx import Node
 
 from passfx.analysis.channels import ChannelMap, channel_map, is_layer, resampling
 from passfx.graph.editor import Editor, Match, refuse
-from passfx.graph.ops import aten
+from passfx.graph.ops import ADAPTIVE_POOLS, aten
 from passfx.graph.query import is_call
 from passfx.graph.shapes import elements, known_tensor, same_sizes
 from passfx.passes.base import Found, Pass
@@ -46,7 +46,9 @@ class PoolFirst(Pass):
             return refuse(node, f"a shift would not pass through: {found.leak}")
         figures = f"{then * 1e6:.1f} µs instead of {now * 1e6:.1f} µs"
         what = f"{pooled.name} before {affine.node.name}: {figures}"
-        return Match(node, (affine.node, *dict.fromkeys((pooled, node))), what, affine)
+        nodes = (affine.node, *dict.fromkeys((pooled, node)))
+        whole = is_call(pooled, *ADAPTIVE_POOLS, aten.mean)
+        return Match(node, nodes, what, affine, any_size=whole or pooled is node)
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
         affine: ChannelMap = match.data

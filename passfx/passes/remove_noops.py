@@ -1,14 +1,14 @@
 """Operators that compute nothing."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from typing import Any
 
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from passfx.analysis import layouts
-from passfx.analysis.layouts import Shorter, first_input, moves_nothing, permutation
+from passfx.analysis.layouts import MemoryReaders, Shorter, first_input, moves_nothing, permutation
 from passfx.graph import ops
 from passfx.graph.editor import Editor, Match
 from passfx.graph.ops import aten
@@ -38,12 +38,21 @@ class RemoveNoops(Pass):
 
     name = "remove-noops"
 
+    def matches(self, graph: Graph) -> Iterator[Found]:
+        readers = MemoryReaders(graph)
+        for node in graph.nodes:
+            yield self._match(node, readers)
+
     def match(self, node: Node) -> Found:
+        return self._match(node, MemoryReaders(node.graph))
+
+    def _match(self, node: Node, readers: MemoryReaders) -> Found:
         found = _single_part(node) if node.target is operator.getitem else _unchanged(node)
         found = found or layouts.shorter_chain(node)
-        if found is None or layouts.reader_of_memory(node) is not None:
+        if found is None or readers.after(node) is not None:
             return None
-        return Match(node, found.nodes, found.what, found)
+        any_size = not any(is_call(item, *_OF_THIS_SIZE) for item in found.nodes)
+        return Match(node, found.nodes, found.what, found, any_size)
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
         found: Shorter = match.data
@@ -115,6 +124,12 @@ _DROPOUTS = (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.featur
 _POOLS = (aten.max_pool1d, aten.max_pool2d, aten.max_pool3d, *ops.AVERAGE_POOLS)
 _ADAPTIVE_MAX_POOLS = (aten.adaptive_max_pool1d, aten.adaptive_max_pool2d, aten.adaptive_max_pool3d)
 _REDUCTIONS = (aten.mean, aten.sum, aten.amax, aten.amin, aten.logsumexp)
+
+# Operators that compute nothing, or can be written shorter, because of the sizes at hand.
+_OF_THIS_SIZE = (
+    *(*layouts.VIEWS, *ops.TRANSPOSES, *ops.ADAPTIVE_POOLS, *_ADAPTIVE_MAX_POOLS, *_REDUCTIONS),
+    *(*ops.SPLITS, aten.expand, aten.expand_as, aten.slice, aten.repeat, aten.tile, aten.flip),
+)
 
 # Operators; the position of the argument that their result equals where it has the same type, and
 # a predicate holds of their arguments, by the names in their schema.

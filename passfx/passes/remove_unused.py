@@ -1,11 +1,12 @@
 """Dead code."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from torch.fx import Graph, Node
 
 from passfx.graph.editor import Editor, Match
-from passfx.graph.query import is_constant, is_pure, reached
+from passfx.graph.query import is_constant, is_pure
 from passfx.passes.base import Found, Pass
 
 
@@ -25,10 +26,13 @@ class RemoveUnused(Pass):
     def match(self, node: Node) -> Found:
         if node.users or not is_pure(node):
             return None
-        branch: set[Node] = set()
-        for item in reversed(reached(node, lambda item: item.all_input_nodes)):
-            if is_pure(item) and branch.issuperset(item.users):
-                branch.add(item)
+        branch, pending, readers = [node], [node], Counter[Node]()
+        while pending:
+            reads = pending.pop().all_input_nodes
+            readers.update(reads)
+            dead = [item for item in reads if readers[item] == len(item.users) and is_pure(item)]
+            branch += dead
+            pending += dead
         nodes = tuple(sorted(branch))
         calls = sum(not is_constant(item) for item in nodes)
         return Match(node, nodes, f"{calls} operators reach no output")

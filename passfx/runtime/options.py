@@ -28,7 +28,7 @@ class Options:
         cuda_graph: cuda: the launches of a run are recorded once for each shape and replayed.
 
     Raises:
-        SourceError: an unknown provider or algorithm search.
+        SourceError: an unknown provider or algorithm search, or a negative number of threads.
     """
 
     provider: str = CPU.name
@@ -47,6 +47,8 @@ class Options:
         search, known = self.conv_algo_search, ", ".join(CONV_ALGO_SEARCHES)
         if search not in CONV_ALGO_SEARCHES:
             raise SourceError(f"the conv_algo_search {search!r} is not one of {known}")
+        if not 0 <= self.threads < 2**31:
+            raise SourceError(f"the number of threads cannot be {self.threads}")
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> "Options":

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from passfx.errors import RuntimeUnavailableError, SourceError, named_line
+from passfx.files import is_file
 from passfx.graph.query import dtype_name
 from passfx.runtime.options import Options
 
@@ -86,7 +87,7 @@ class Session:
         self.options = options or Options()
         target = self.options.target
         self.provider = target.provider
-        if not isinstance(model, bytes) and not Path(model).is_file():
+        if not isinstance(model, bytes) and not is_file(Path(model)):
             raise SourceError(f"the file {model} does not exist")
         available = onnxruntime.get_available_providers()
         if self.provider not in available:

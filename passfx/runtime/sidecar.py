@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from passfx.errors import SourceError, named_line
 from passfx.export.onnx import external_files
+from passfx.files import is_file
 from passfx.runtime.options import Options
 from passfx.version import __version__
 
@@ -64,27 +66,54 @@ def read_sidecar(model: Path) -> Sidecar | None:
         SourceError: it cannot be read, or it was made for other contents of the file.
     """
     path = sidecar_path(model)
-    if not path.is_file():
+    if not is_file(path):
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        tuned = path.with_name(found["tuned"]["file"])
+        tuned = path.with_name(_text(found["tuned"]["file"]))
         fingerprints = {model: found["model"], tuned: found["tuned"]}
-        options, batches = Options.from_dict(found["options"]), tuple(found["batches"])
-        device, speedup, results = found["device"], found["speedup"], tuple(found["results"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        batches = tuple(map(_size, found["batches"]))
+        sidecar = Sidecar(
+            tuned,
+            Options.from_dict(found["options"]),
+            batches,
+            _text(found["device"]),
+            _positive(found["speedup"]),
+            tuple(dict(row) for row in found["results"]),
+        )
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SourceError) as error:
         raise SourceError(
             f"{path} is not a file that `passfx tune` wrote ({named_line(error)}); "
             "tune again or delete it"
         ) from error
     for file, fingerprint in fingerprints.items():
-        if not file.is_file():
+        if not is_file(file):
             raise SourceError(f"{path} is about {file}, which does not exist; tune again")
         if _fingerprint(file) != fingerprint:
             raise SourceError(
                 f"{file} is not what it was when {path} was written; tune again or delete that file"
             )
-    return Sidecar(tuned, options, batches, device, speedup, results)
+    return sidecar
+
+
+def _text(item: Any) -> str:
+    if not isinstance(item, str):
+        raise TypeError(f"{item!r} is no text")
+    return item
+
+
+def _size(item: Any) -> int:
+    if type(item) is not int or item < 1:
+        raise ValueError(f"{item!r} is no batch size")
+    return item
+
+
+def _positive(item: Any) -> float:
+    if type(item) not in (int, float) or not 0 < item < math.inf:
+        raise ValueError(f"{item!r} is no speed-up")
+    return float(item)
 
 
 def _fingerprint(model: Path) -> dict[str, str]:

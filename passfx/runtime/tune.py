@@ -154,7 +154,7 @@ def tune(
         search = _Search(variants, inputs, settings, default)
         best, gain, skipped = search.run(progress)
         device = device_name(settings.provider, settings.device)
-        place = model if best.variant == GIVEN else model.with_suffix(".tuned.onnx")
+        place = model if best.variant == GIVEN else tuned_path(model)
         rows = tuple(map(asdict, search.results))
         sidecar = Sidecar(place, best.options, tuple(inputs), device, gain, rows)
         if best.variant != GIVEN:
@@ -162,6 +162,11 @@ def tune(
     versions = {"onnxruntime": require_onnxruntime().__version__, "torch": torch.__version__}
     write_text(sidecar_path(model), sidecar_text(model, sidecar, versions))
     return Tuned(best, sidecar, tuple(search.results), skipped)
+
+
+def tuned_path(model: Path) -> Path:
+    """Where a variant that wins lies: "model.tuned.onnx" beside "model.onnx"."""
+    return model.with_suffix(".tuned.onnx")
 
 
 def _variants(

@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 
 from passfx.errors import SourceError
+from passfx.files import is_file
 from passfx.source.call import call
 from passfx.source.spec import FORMS, Arguments, Loaded
 from passfx.source.weights import some
@@ -49,7 +50,7 @@ def factory_model(text: str, arguments: Arguments) -> Loaded:
 
 
 def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
+    if not is_file(path):
         raise SourceError(f"the file {path} does not exist")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None

@@ -1,8 +1,10 @@
 """A source or a model, as the user names it, with example inputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -37,7 +39,7 @@ def load_source(spec: SourceSpec) -> Source:
     if not isinstance(spec.source, str):
         if spec.arguments or spec.weights or spec.input_shapes:
             raise SourceError("arguments, weights and input_shapes are for a source, not a model")
-        args, kwargs = tuple(spec.args), dict(spec.kwargs or {})
+        args, kwargs = _given(spec)
         source = Source(type(spec.source).__name__, spec.source, args, kwargs)
     elif spec.args or spec.kwargs:
         raise SourceError(f"args and kwargs are for a model; {spec.source} takes input_shapes")
@@ -52,9 +54,28 @@ def load_source(spec: SourceSpec) -> Source:
     return replace(source, dynamic_shapes=dynamic_shapes(source, spec))
 
 
+def _given(spec: SourceSpec) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs of a model that was given itself."""
+    if not isinstance(spec.source, torch.nn.Module | ExportedProgram):
+        given: Any = spec.source
+        is_class = isinstance(given, type)
+        what = f"the class {given.__name__}" if is_class else f"{type(given).__name__}"
+        raise SourceError(
+            f"{what} is no model: give an instance of torch.nn.Module, an ExportedProgram, or a "
+            "source as text"
+        )
+    if isinstance(spec.args, str) or not isinstance(spec.args, Sequence | None):
+        raise SourceError(f"args is a tuple of inputs, not {type(spec.args).__name__}")
+    if not isinstance(spec.kwargs, Mapping | None):
+        raise SourceError(f"kwargs is a dict of inputs, not {type(spec.kwargs).__name__}")
+    return tuple(spec.args or ()), dict(spec.kwargs or {})
+
+
 def _load(spec: SourceSpec, text: str) -> Source:
     shapes = [parse_input_shape(shape) for shape in spec.input_shapes]
     load = next((load for matches, load in _FORMS if matches(text)), factory_model)
+    if load is load_program and spec.trust_pickle:
+        load = partial(load_program, trust_pickle=True)
     model, declared = load(text, spec.arguments or {})
     if isinstance(model, ExportedProgram) and (spec.arguments or spec.weights):
         raise SourceError(f"{text} is a finished program: it takes no --arg and no --weights")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,15 @@ Arguments = Mapping[str, Any]
 Loaded = tuple[Any, Any]
 
 FORMS = "file.py:factory, package.module:factory, timm:NAME, torchvision:NAME or file.pt2"
+
+
+def source_file(text: str) -> Path | None:
+    """The file in which a source lies, as far as its text says so."""
+    place = text.rpartition(":")[0] or text
+    if place.endswith((".py", ".pt2", ".onnx")):
+        return Path(place)
+    is_module = place not in ("timm", "torchvision") and place.replace(".", "").isidentifier()
+    return Path(place.replace(".", "/") + ".py") if is_module else None
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,13 @@ class SourceSpec:
     dynamic_axes: Mapping[str, Sequence[int]] | None = None
     dynamic_shapes: Any = None
     seed: int = 0
+    trust_pickle: bool = False
+
+    def files(self) -> dict[str, Path | None]:
+        """The files that are read, by what a sentence calls them."""
+        weights = None if self.weights is None else Path(self.weights)
+        source = source_file(self.source) if isinstance(self.source, str) else None
+        return {"the source": source, "the weights": weights}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from passfx.errors import SourceError
+from passfx.files import is_file
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:
@@ -42,7 +43,7 @@ def some(keys: Sequence[str], limit: int = 5) -> str:
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
+    if not is_file(path):
         raise SourceError(f"the weights file {path} does not exist")
     try:
         if path.suffix == ".safetensors":

@@ -1,32 +1,36 @@
 """The local proof of a rewrite, on numbers."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, ops
 from torch.fx import Node
 
+from passfx.errors import first_line
 from passfx.graph.editor import Certificate, Edit
 from passfx.graph.evaluate import evaluate, widen
-from passfx.graph.ops import CONVS, TRANSPOSED_CONVS
-from passfx.graph.query import arguments, constant, is_call, is_constant, value
-from passfx.graph.shapes import hint, ints, known_tensor
-from passfx.verify.error import relative_error
+from passfx.graph.ops import ARITHMETIC
+from passfx.graph.query import constant, is_call, value
+from passfx.graph.shapes import elements, hint
+from passfx.verify.channels import channel_error, largest
+from passfx.verify.draws import LONG, MANY, Draw, Layout, Sizes, draws, tensors_in
+from passfx.verify.values import Values, landmarks, reach_of
 
 aten = ops.aten
 
 CERTIFICATE_TOLERANCE = 1e-9
 _SEED = 0
+_FEW = 1 << 16  # elements that cost nothing, so that the captured batch is taken
+_SMALLEST = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
+_FACTOR = 8  # how many positions of the input one of the result stands for, at most
+_GAIN = 1e4
+_INTEGERS = ((-99, 99), (0, 8), (0, 2), (1, 3))  # indices and divisors take not all
+_REFUSALS = (RuntimeError, IndexError, ValueError, TypeError)  # of sizes, or of values
 
-_CONVS = (*CONVS, *TRANSPOSED_CONVS)
-# Operators that mean the same at every spatial size, so that a region of them can be proven on
-# small inputs. A pass whose rewrite is exact at the captured size only must use others.
-_ANY_SIZE = (
-    *(*_CONVS, aten.linear, aten.batch_norm, aten.relu, aten.hardtanh, aten.clamp),
-    *(aten.add, aten.sub, aten.mul, aten.div),
-)
+# A proof at some sizes: its error; why the new nodes do not fit; None where the old do not run.
+Outcome = float | str | None
 
 
 def certify(edit: Edit) -> Certificate:
@@ -34,94 +38,194 @@ def certify(edit: Edit) -> Certificate:
 
     New constants take part in full precision, so that the two agree to float64 rounding if the
     algebra is right; that each of them survives rounding to its own dtype is checked apart.
+
+    The inputs have several small sizes, whatever the model's are (`draws`); where the old nodes
+    do not take them, the next larger. An edit that is exact for the captured sizes alone, or whose
+    operators take no others, is proven at those, in the smallest batch.
     """
     for node, exact in edit.exact.items():
         if _largest(constant(node)) == math.inf and _largest(exact) < math.inf:
             return Certificate(None, f"a folded value overflows {constant(node).dtype}")
-    if not edit.replacements:
-        return Certificate(None)
-    nodes = [*edit.match.nodes, *edit.added]
-    constants = {node: widen(exact) for node, exact in edit.exact.items()}
-    reads = {read for node in nodes for read in node.all_input_nodes}
-    reads.update(edit.replacements.values())
-    evaluate(filter(is_constant, reads), constants)
-    frontier = sorted(read for read in reads.difference(nodes) if not is_constant(read))
-    error, generator = 0.0, torch.Generator().manual_seed(_SEED)
-    for shapes in _shapes(edit, frontier, set(nodes)):
-        drawn = zip(frontier, shapes, strict=True)
-        values = {node: _draw(value(node), shape, generator) for node, shape in drawn} | constants
-        try:
-            evaluate(nodes, values)
-        except RuntimeError as failure:
-            return Certificate(None, f"the certificate cannot run: {failure}")
-        for old, new in edit.replacements.items():
-            error = max(error, relative_error(values[new], values[old]))
-    if not error <= CERTIFICATE_TOLERANCE:
-        return Certificate(error, f"relative error {error:.1e} on random inputs")
-    return Certificate(error)
+    return _Proof(edit).certificate() if edit.replacements else Certificate(None)
+
+
+def unproven(edit: Edit) -> Certificate:
+    """No proof: shapes and dtypes, which the editor compares, are all that is checked."""
+    return Certificate(None)
 
 
 def _largest(tensor: Tensor) -> float:
     return float(tensor.abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0
 
 
-def _shapes(
-    edit: Edit, frontier: Sequence[Node], inside: set[Node]
-) -> Iterator[list[tuple[int, ...]]]:
-    """The shapes to try: several small ones where any size serves, else the captured ones."""
-    captured = [tuple(map(hint, getattr(value(node), "shape", ()))) for node in frontier]
-    rank = _free_rank(edit, frontier, inside)
-    if rank is None:
-        yield captured
-        return
-    *batch, channels = captured[0][:-rank]
-    reach = _needed(frontier[0], inside)
-    for extents in ((0, 0, 0), (1, 3, 2), (4, 1, 3)):
-        sizes = (reach + extent for extent in extents[:rank])
-        yield [(*(min(size, 2) for size in batch), channels, *sizes)]
+class _Proof:
+    """The proof of one edit: its nodes, the values they share, and what has been seen so far."""
 
+    def __init__(self, edit: Edit) -> None:
+        self.edit = edit
+        self.old, self.new = edit.match.nodes, edit.added
+        nodes = {*self.old, *self.new}
+        reads = {read for node in nodes for read in node.all_input_nodes}
+        reads.update(edit.replacements.values())
+        self.given = {node: widen(exact) for node, exact in edit.exact.items()}
+        evaluate((read for read in reads if read.op == "get_attr"), self.given)
+        self.frontier = edit.frontier
+        self.inputs = [value(node) for node in self.frontier]
+        self.generator = torch.Generator().manual_seed(_SEED)
+        self.landmarks = landmarks(nodes)
+        self.gain, self.refusal = 1.0, ""
+        self.failing: tuple[Any, ...] | None = None
+        self.integers = _ranges(nodes, self.inputs)
 
-def _free_rank(edit: Edit, frontier: Sequence[Node], inside: set[Node]) -> int | None:
-    """In how many spatial dimensions an edit may be proven at any size; None: at its own alone.
+    def certificate(self) -> Certificate:
+        """The largest error over all sizes, or the first failure."""
+        any_size = self.edit.match.any_size
+        found: list[Outcome] = []
+        for last in self._orders():
+            layout = Layout(self.inputs, last, any_size)
+            if layout.sizes:
+                found.append(self._small(layout))
+            if found and isinstance(found[-1], float):
+                break
+        proven = [item for item in found if isinstance(item, float)]
+        misfits = [item for item in found if isinstance(item, str)]
+        if misfits and not proven:
+            return Certificate(None, misfits[0], self.failing)
+        if not any_size or not proven:
+            own = self._own()
+            if not isinstance(own, float):
+                failure = own or f"the certificate cannot run: {self.refusal}"
+                return Certificate(None, failure, self.failing)
+            proven.append(own)
+        error = max(proven)
+        if not error <= CERTIFICATE_TOLERANCE:
+            failure = f"relative error {error:.1e} on random inputs"
+            return Certificate(error, failure, self.failing)
+        return Certificate(error)
 
-    The one place that decides it: the pass says that the rewrite is exact for every size, it has
-    one input, and all of its operators mean the same at every size. Without a convolution (linear
-    layers and elementwise operators) any axis may be the channels.
-    """
-    calls = [node for node in inside if not is_constant(node)]
-    alike = all(is_call(node, *_ANY_SIZE) for node in calls)
-    if not (edit.match.any_size and len(frontier) == 1 and alike):
+    def _orders(self) -> list[bool]:
+        """Whether the channels are the last axis: both ways, the likelier first."""
+        fakes = [*tensors_in(self.inputs)]
+        if all(fake.ndim < 3 for fake in fakes):
+            return [False]
+        last = any(is_call(node, aten.linear, aten.layer_norm, aten.matmul) for node in self.old)
+        return [last, not last]
+
+    def _small(self, layout: Layout) -> Outcome:
+        """The proof at several small sizes of one layout; nothing where none of them serves."""
+        rank, found = layout.rank, list[float]()
+        least, outcome = 0, None
+        for least in _SMALLEST if rank else (0,):
+            square, many = (least,) * rank, MANY if rank else LONG
+            outcome = self._first(layout, [Draw(many, square), Draw(None, square)])
+            if outcome is not None:
+                break
+        plan = draws(rank, least, reach_of(self.old), self._step(layout))
+        choices = iter([draw.alternatives() for draw in plan] if outcome is not None else [])
+        while outcome is None or isinstance(outcome, float):
+            if outcome is not None:
+                found.append(outcome)
+            alternatives = next(choices, None)
+            if alternatives is None or (found and not found[-1] <= CERTIFICATE_TOLERANCE):
+                return max(found, default=None)
+            outcome = self._first(layout, alternatives)
+        return outcome
+
+    def _first(self, layout: Layout, choices: Iterable[Draw]) -> Outcome:
+        """The proof at the first sizes that the old nodes take."""
+        outcomes = (self._attempt(layout.at(choice)) for choice in choices)
+        return next((outcome for outcome in outcomes if outcome is not None), None)
+
+    def _own(self) -> Outcome:
+        """The proof at the captured sizes, in the smallest batch at which it holds."""
+        layout, outcome = Layout(self.inputs, False), None
+        few = sum(math.prod(map(hint, fake.shape)) for fake in tensors_in(self.inputs)) <= _FEW
+        for batch in (None,) if few else (1, None):
+            outcome = self._attempt(layout.at(Draw(batch, ())))
+            if isinstance(outcome, float) and outcome <= CERTIFICATE_TOLERANCE:
+                break
+        return outcome
+
+    def _step(self, layout: Layout) -> int:
+        """How many positions of the input one of the result stands for."""
+        results = Layout([value(old) for old in self.edit.replacements], layout.last)
+        sizes = (layout.sizes, results.sizes)
+        given, out = (max((hint(n) for n, role in item if role), default=1) for item in sizes)
+        return max(1, min(round(given / out), _FACTOR)) if out > 1 else 1
+
+    def _attempt(self, sizes: Sizes) -> Outcome:
+        """The proof at some sizes, on values that the old nodes take."""
+        for integers in self.integers:
+            values = Values(self.generator, self.landmarks, self.gain, integers)
+            try:
+                drawn = [values.draw(fake, sizes) for fake in self.inputs]
+                known = self.given | dict(zip(self.frontier, drawn, strict=True))
+                evaluate(self.old, known)
+            except _REFUSALS as refusal:
+                self.refusal = first_line(refusal)
+                continue
+            if self._is_empty(known):
+                continue
+            outcome = self._compare(known)
+            self._raise_gain(known)
+            if isinstance(outcome, float) and outcome <= CERTIFICATE_TOLERANCE:
+                return outcome
+            if sizes.break_a_rule() or (isinstance(outcome, str) and sizes.is_single):
+                return None
+            self.failing = tuple(drawn)
+            return outcome
         return None
-    weights = (_weight(node) for node in calls if is_call(node, *_CONVS))
-    return max((weight.ndim - 2 for weight in weights), default=None)
+
+    def _is_empty(self, known: dict[Node, Any]) -> bool:
+        """Whether a result has no elements that has some as it was captured."""
+        return any(
+            not known[old].numel() and elements(old)
+            for old in self.edit.replacements
+            if isinstance(known[old], Tensor)
+        )
+
+    def _compare(self, known: dict[Node, Any]) -> float | str:
+        try:
+            evaluate(self.new, known)
+        except _REFUSALS as failure:
+            return f"the certificate cannot run: {first_line(failure)}"
+        pairs = [(known[new], known[old]) for old, new in self.edit.replacements.items()]
+        if any(_shapes(new) != _shapes(old) for new, old in pairs):
+            return "relative error inf on random inputs"
+        scale = largest(known[node] for node in self.old if is_call(node))
+        return max(channel_error(new, old, scale) for new, old in pairs)
+
+    def _raise_gain(self, known: dict[Node, Any]) -> None:
+        """Let the next values reach the bounds of what is not linear inside the edit."""
+        for node in self.old:
+            inside = [read for read in node.all_input_nodes if is_call(read) and read in self.old]
+            if len(inside) == len(node.all_input_nodes) == 1 and _bends(node):
+                seen, bound = largest(known[read] for read in inside), float(landmarks([node])[-1])
+                if 0 < seen < 2 * bound:
+                    self.gain = min(_GAIN, max(self.gain, self.gain * 2 * bound / seen))
 
 
-def _weight(conv: Node) -> Tensor:
-    return known_tensor(arguments(conv)["weight"])
+def _ranges(nodes: Collection[Node], inputs: Sequence[Any]) -> list[tuple[int, int] | None]:
+    """The ranges of integers to try: all where every operator is elementwise, else few."""
+    integers = [fake for fake in tensors_in(inputs) if not fake.is_floating_point()]
+    if not integers:
+        return [None]
+    if any(fake.device.type != "cpu" for fake in integers):
+        return [(0, 2), (1, 3)]  # an index out of range ends the process
+    whole = all(_is_elementwise(node) for node in nodes if is_call(node))
+    return [*([None] if whole else []), *_INTEGERS]
 
 
-def _needed(source: Node, inside: set[Node]) -> int:
-    """The smallest size of `source` from which every node inside has a result."""
-    needed = dict.fromkeys([source, *inside], 1)
-    for node in sorted(inside, reverse=True):
-        size = needed[node]
-        if is_call(node, *_CONVS):
-            bound, weight = arguments(node), _weight(node)
-            steps = ints(bound["dilation"], weight.ndim - 2)
-            taps = zip(steps, weight.shape[2:], strict=True)
-            reach = max(int(step) * (tap - 1) + 1 for step, tap in taps)  # dilation included
-            size = max(ints(bound["stride"])) * (size - 1) + reach
-        for read in node.all_input_nodes:
-            needed[read] = max(needed.get(read, 1), size)
-    return needed[source]
+def _is_elementwise(node: Node) -> bool:
+    return torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
-def _draw(fake: Any, shape: tuple[int, ...], generator: torch.Generator) -> Any:
-    if isinstance(fake, list | tuple):
-        return [_draw(item, tuple(map(hint, item.shape)), generator) for item in fake]
-    if not isinstance(fake, Tensor):
-        return fake if isinstance(fake, int | float | bool) or fake is None else hint(fake)
-    if fake.dtype.is_complex or fake.dtype.is_floating_point:
-        dtype = torch.complex128 if fake.dtype.is_complex else torch.float64
-        return torch.randn(shape, dtype=dtype, generator=generator).to(fake.device)
-    return torch.randint(0, 2, shape, generator=generator).to(fake.device, fake.dtype)
+def _bends(node: Node) -> bool:
+    """Whether an operator is elementwise and not linear."""
+    return is_call(node) and _is_elementwise(node) and not is_call(node, *ARITHMETIC, aten.neg)
+
+
+def _shapes(item: Any) -> Any:
+    if isinstance(item, list | tuple):
+        return [_shapes(part) for part in item]
+    return item.shape if isinstance(item, Tensor) else ()

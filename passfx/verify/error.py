@@ -26,14 +26,7 @@ def relative_error(result: Any, reference: Any) -> float:
         return 0.0
     if not reference.dtype.is_floating_point and not reference.is_complex():
         return float((result != reference).double().mean())
-    result, reference = widen(result), widen(reference)
-    finite = reference.isfinite()
-    if not (finite.all() and result.isfinite().all()):
-        alike = torch.equal(finite, result.isfinite()) and torch.equal(
-            result[~finite].nan_to_num(), reference[~finite].nan_to_num()
-        )
-        return relative_error(result[finite], reference[finite]) if alike else math.inf
-    worst, scale = float((result - reference).abs().max()), float(reference.abs().max())
+    worst, scale = float(distance(result, reference).max()), float(magnitude(reference).max())
     return worst / scale if scale else worst
 
 
@@ -41,10 +34,37 @@ def absolute_error(result: Tensor, reference: Tensor) -> float:
     """max |result − reference|, 0 where both are NaN; infinite where shapes differ."""
     if result.shape != reference.shape:
         return math.inf
+    difference = distance(result, reference)
+    return float(difference.max()) if difference.numel() else 0.0
+
+
+def distance(result: Tensor, reference: Tensor) -> Tensor:
+    """|result − reference| of tensors of one shape, in float64 on the CPU.
+
+    NaN and infinity agree with nothing but themselves: 0 where both are NaN or the same infinity,
+    infinite where only one of the two is.
+    """
     result, reference = (
         item.detach().cpu().to(torch.complex128 if item.is_complex() else torch.float64)
         for item in (result, reference)
     )
     same = (result == reference) | (result.isnan() & reference.isnan())
-    difference = (result - reference).abs().masked_fill(same, 0.0).nan_to_num(math.inf)
-    return float(difference.max()) if difference.numel() else 0.0
+    difference = (result - reference).abs().masked_fill(same, 0.0)
+    return difference.nan_to_num(math.inf, math.inf)
+
+
+def magnitude(reference: Tensor) -> Tensor:
+    """|reference| in float64 on the CPU; 0 where it is not finite."""
+    size: Tensor = widen(reference.cpu()).abs()
+    return size.double().nan_to_num(0.0, 0.0)
+
+
+def channel_axes(rank: int) -> tuple[int, ...]:
+    """The axes of a tensor that may be its channels: axis 1 and the last one."""
+    return tuple(sorted({min(1, rank - 1), rank - 1})) if rank else ()
+
+
+def by_channel(values: Tensor, axis: int) -> Tensor:
+    """The largest value of each channel, shape [channels]; 0 where a channel is empty."""
+    rows = values.movedim(axis, 0).flatten(1) if values.ndim > 1 else values[:, None]
+    return rows.amax(1) if rows.shape[1] else values.new_zeros(len(rows))

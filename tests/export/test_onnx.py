@@ -18,7 +18,6 @@ import passfx
 from models.pass_layer import PassCNN, PassCNNAdd, PassVariants
 from passfx.capture.program import Captured, capture
 from passfx.errors import ExportError
-from passfx.export import onnx as export
 from passfx.export.onnx import export_onnx, staged, summarize
 from passfx.export.settings import ExportSettings
 from passfx.graph.evaluate import run_flat
@@ -316,57 +315,6 @@ def test_success_replaces_what_was_there(tmp_path: Path, model: Any) -> None:
     assert found.nodes == sum(found.ops.values()) == len(onnx.load(path).graph.node)
     assert found.ops["Conv"] == 2
     assert os.listdir(tmp_path) == ["model.onnx"]
-
-
-# External data.
-
-
-@pytest.fixture
-def _external(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_INLINE_BYTES", 1000)
-
-
-@pytest.mark.usefixtures("_external")
-def test_large_weights_are_written_beside_the_model(tmp_path: Path) -> None:
-    found = capture(randomize(PassCNNAdd()), (image(1, 3, 5, 5),))
-    path = tmp_path / "model.onnx"
-    with staged(export_onnx(found.graph_module, found), path) as (written, report):
-        assert_runs(written, found)
-    assert sorted(os.listdir(tmp_path)) == ["model.onnx", "model.onnx.data"]
-    size = sum(item.stat().st_size for item in tmp_path.iterdir())
-    assert report.bytes == summarize(path).bytes == size
-    assert_runs(path, found)
-
-
-def test_data_of_another_model_does_not_count(tmp_path: Path, model: Any) -> None:
-    (tmp_path / "model.onnx.data").write_bytes(b"left by an older model")
-    path = tmp_path / "model.onnx"
-    with staged(model, path):
-        pass
-    assert summarize(path).bytes == path.stat().st_size
-
-
-@pytest.mark.usefixtures("_external")
-@pytest.mark.parametrize("present", [False, True])
-@pytest.mark.parametrize("failing", ["model.onnx", "model.onnx.data"])
-def test_a_failing_move_leaves_what_was_there(
-    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch, present: bool, failing: str
-) -> None:
-    path = tmp_path / "model.onnx"
-    before = {"model.onnx": b"old model", "model.onnx.data": b"old data"} if present else {}
-    for name, content in before.items():
-        (tmp_path / name).write_bytes(content)
-    replace = os.replace
-
-    def fail(source: Any, target: Any) -> None:
-        if Path(target) == tmp_path / failing and not str(source).endswith(".old"):
-            raise PermissionError(13, "Permission denied")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(PermissionError), staged(model, path):
-        pass
-    assert {item.name: item.read_bytes() for item in tmp_path.iterdir()} == before
 
 
 # Reading.

@@ -1,0 +1,120 @@
+"""One output of two programs: how far apart they are, as a whole and channel by channel."""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from passfx.verify.error import (
+    absolute_error,
+    by_channel,
+    channel_axes,
+    distance,
+    magnitude,
+    relative_error,
+)
+from passfx.verify.finite import count_nonfinite
+
+_SCATTER = 16  # how far apart two maxima of the same noise over few elements may be
+
+
+class Figures(NamedTuple):
+    """Relative errors: of a program and of the original model, and what is tolerated.
+
+    Attributes:
+        channel: whose figures they are, "channel 3 of axis 1"; None: the whole output's.
+    """
+
+    error: float
+    baseline: float
+    tolerance: float
+    channel: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the program is near enough."""
+        return self.error <= self.tolerance
+
+
+@dataclass
+class Output:
+    """Maxima over the samples of one output; `dtype` is that in which a program computes it."""
+
+    name: str
+    dtype: torch.dtype
+    absolute: float = 0.0
+    relative: float = 0.0
+    baseline: float = 0.0
+    nonfinite: int = 0
+    _strips: dict[tuple[int, int], "_Strip"] = field(default_factory=dict)
+
+    def add_result(self, sample: int, result: Tensor, reference: Tensor) -> None:
+        """What the program gives."""
+        self.relative = max(self.relative, relative_error(result, reference))
+        self.absolute = max(self.absolute, absolute_error(result, reference))
+        self.nonfinite += count_nonfinite(reference)
+        is_number = reference.is_floating_point() or reference.is_complex()
+        if not is_number or result.shape != reference.shape or not reference.numel():
+            return
+        error, size = distance(result, reference), magnitude(reference)
+        for axis in channel_axes(reference.ndim):
+            scale = by_channel(size, axis)
+            # A channel that is zero has no norm of its own.
+            scale = torch.where(scale > 0, scale, scale.max())
+            strip = _Strip(axis, scale, by_channel(error, axis), torch.zeros_like(scale))
+            self._strips[sample, axis] = strip
+
+    def add_baseline(self, sample: int, result: Tensor, reference: Tensor) -> None:
+        """What the original model gives; that it overflows by itself excuses nothing."""
+        self.baseline = max(self.baseline, relative_error(result, reference))
+        strips = [strip for (number, _), strip in self._strips.items() if number == sample]
+        if strips:
+            error = distance(result, reference)
+            for strip in strips:
+                strip.add_noise(error)
+
+    def figures(self, rtol: float, sample: int | None = None) -> Figures:
+        """Those of the whole output, or of the worst channel where only a channel fails.
+
+        Args:
+            rtol: what is tolerated besides the error of the original.
+            sample: whose channels count; by default those of all samples.
+        """
+        excused = 2 * self.baseline if math.isfinite(self.baseline) else 0.0
+        whole = Figures(self.relative, self.baseline, rtol + excused)
+        strips = [x for (number, _), x in self._strips.items() if sample in (None, number)]
+        failed = [worst for strip in strips if not (worst := strip.worst(rtol, self.dtype)).passed]
+        if not whole.passed or not failed:
+            return whole
+        return max(failed, key=lambda worst: worst.error - worst.tolerance)
+
+
+@dataclass
+class _Strip:
+    """The channels of one output along one axis, in one sample: maxima over each channel."""
+
+    axis: int
+    scale: Tensor
+    error: Tensor
+    noise: Tensor
+
+    def add_noise(self, error: Tensor) -> None:
+        noise = by_channel(error.nan_to_num(0.0, 0.0), self.axis)
+        self.noise = torch.maximum(self.noise, noise)
+
+    def worst(self, rtol: float, dtype: torch.dtype) -> Figures:
+        """The figures of the channel that is farthest beyond its tolerance."""
+        limits = torch.finfo(dtype)
+        scale = self.scale.clamp(min=torch.finfo(torch.float64).tiny)
+        least = limits.smallest_normal * limits.eps  # no result of this dtype is finer
+        error, tolerance = self.error / scale, (_SCATTER * self.noise + least) / scale + rtol
+        index = int((error - tolerance).argmax())
+        channel = f"channel {index} of axis {self.axis}"
+        return Figures(
+            float(error[index]),
+            float(self.noise[index] / scale[index]),
+            float(tolerance[index]),
+            channel,
+        )
