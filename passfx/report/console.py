@@ -25,7 +25,7 @@ def print_conversion(console: Console, report: Report) -> None:
     """The before/after table, the shortcuts, the file and its parity."""
     console.print(_cost_table(report))
     console.print(_shortcut_line(report))
-    for line in _refusal_lines(report):
+    for line in (*_refusal_lines(report), *_note_lines(report)):
         console.print(line)
     print_parity(console, report)
     stages = ", ".join(
@@ -64,6 +64,8 @@ def print_inspection(console: Console, report: Report) -> None:
                 shown = names if len(names) <= 8 else (names[0], "…", names[-1], f"({len(names)})")
                 console.print(f"  {what}  {' '.join(shown)}")
     console.print(_shortcut_line(report))
+    for line in _note_lines(report):
+        console.print(line)
     for run in report.passes:
         state = ", rolled back" if run.rolled_back else ""
         counts = f"{_count(run.rewrites, 'rewrite')}, {_count(run.refusals, 'refusal')}"
@@ -73,6 +75,10 @@ def print_inspection(console: Console, report: Report) -> None:
             console.print(f"  {_place(rewrite.module, rewrite.at)}: {rewrite.what}{error}")
         for refusal in run.refusals:
             console.print(f"  {_place(refusal.module, refusal.at)}: refused, {refusal.reason}")
+
+
+def _note_lines(report: Report) -> list[str]:
+    return [f"Note         {note}" for note in report.notes]
 
 
 def print_tuning(console: Console, tuned: "Tuned", written: Sequence[Path]) -> None:

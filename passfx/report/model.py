@@ -12,7 +12,10 @@ from passfx.version import __version__
 
 @dataclass(frozen=True)
 class Report:
-    """One conversion. What was not done is None: `parity` and `onnx` of an optimisation alone."""
+    """One conversion. What was not done is None: `parity` and `onnx` of an optimisation alone.
+
+    `notes` are sentences about what the captured graph leaves out of what the model does.
+    """
 
     source: str
     target: str
@@ -26,6 +29,7 @@ class Report:
     passes: tuple[PassReport, ...] = ()
     parity: Parity | None = None
     onnx: OnnxReport | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def opset(self) -> int | None:
@@ -49,7 +53,7 @@ class Report:
             for refusal in item["refusals"]:
                 del refusal["undone"]
         keys = (
-            *("passfx", "source", "target", "precision", "opset", "inputs", "outputs"),
+            *("passfx", "source", "target", "precision", "opset", "inputs", "outputs", "notes"),
             *("graph", "shortcuts", "passes", "parity", "onnx", "seconds"),
         )
         return {name: fields[name] for name in keys}

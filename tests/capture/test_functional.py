@@ -86,11 +86,11 @@ def test_writes_through_views_are_kept_and_not_reported_dead(body: Callable[...,
 
 class WritesToItsInput(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(x, inplace=True)
+        y = F.relu(x, inplace=True)  # the line to name
         return y + x
 
 
-def test_an_input_that_the_model_writes_to_is_left_alone() -> None:
+def test_an_input_that_an_activation_writes_to_is_left_alone_and_noted() -> None:
     x = torch.tensor([[-1.0, 2.0]])
     found = captured(WritesToItsInput(), x)
     assert torch.equal(x, torch.tensor([[-1.0, 2.0]]))
@@ -98,6 +98,26 @@ def test_an_input_that_the_model_writes_to_is_left_alone() -> None:
         assert torch.equal(call, torch.tensor([[0.0, 4.0]]))
     assert torch.equal(x, torch.tensor([[-1.0, 2.0]]))
     assert_functional(found.graph_module)
+    (note,) = found.notes
+    line = WritesToItsInput.forward.__code__.co_firstlineno + 1
+    assert note.startswith("forward() writes to its input 'x' at ") and f".py:{line}; " in note
+
+
+def residual(x: Tensor) -> Tensor:
+    x += x.exp()
+    return x.sin()
+
+
+def normalised(x: Tensor) -> Tensor:
+    x.sub_(0.5).div_(0.25)
+    x[x < 0] = 0
+    return x.sum()
+
+
+@pytest.mark.parametrize("body", [residual, normalised])
+def test_an_input_that_is_made_of_itself_is_no_reason_to_refuse(body: Callable[..., Any]) -> None:
+    assert_captures(function(body), image(3))
+    assert len(captured(function(body), image(3)).notes) == 1
 
 
 def test_an_input_that_is_changed_and_returned() -> None:
@@ -107,6 +127,109 @@ def test_an_input_that_is_changed_and_returned() -> None:
 
     graph_module = assert_captures(function(body), image(3))
     assert ops(graph_module) == {"add": 1}
+
+
+def test_a_cache_that_is_returned_is_an_output() -> None:
+    def body(cache: Tensor, x: Tensor) -> Any:
+        cache[:, 1] = x
+        return cache.sum(1), cache
+
+    assert_captures(function(body), image(2, 3), image(2))
+
+
+def fill_cache(cache: Tensor, x: Tensor) -> Tensor:
+    cache[:, 1] = x
+    return cache.sum(1)
+
+
+def copy_over(cache: Tensor, x: Tensor) -> Tensor:
+    cache.copy_(x)
+    return cache + x
+
+
+def average(hidden: Tensor, x: Tensor) -> Tensor:
+    hidden.mul_(0.9).add_(x, alpha=0.1)
+    return hidden.exp()
+
+
+def count(steps: Tensor, x: Tensor) -> Tensor:
+    steps.add_(1)
+    return x * steps
+
+
+def for_the_caller(unread: Tensor, x: Tensor) -> Tensor:
+    unread.mul_(2)
+    return x + 1
+
+
+@pytest.mark.parametrize(
+    ("body", "first"),
+    [
+        (fill_cache, image(2, 3)),
+        (copy_over, image(2)),
+        (average, image(2)),
+        (count, torch.tensor(0)),
+        (for_the_caller, image(2)),
+    ],
+)
+@pytest.mark.parametrize("exported", [False, True])
+def test_an_input_that_keeps_something_for_the_next_call_is_refused(
+    body: Callable[..., Any], first: Tensor, exported: bool
+) -> None:
+    model: Any = function(body)
+    if exported:
+        model = torch.export.export(model, (first, image(2)))
+    with pytest.raises(
+        CaptureError, match=r"writes to its input 'x' at .*\.py:\d+, .*; return the new value"
+    ):
+        capture(model, (first, image(2)))
+
+
+def test_the_line_of_a_written_cache_is_named() -> None:
+    class Cached(nn.Module):
+        def forward(self, cache: Tensor, x: Tensor) -> Tensor:
+            cache[:, 1] = x  # the line to name
+            return cache.sum(1)
+
+    line = Cached.forward.__code__.co_firstlineno + 1
+    with pytest.raises(
+        CaptureError, match=rf"Cached writes to its input 'cache' at .*test_functional\.py:{line}, "
+    ):
+        captured(Cached(), image(2, 3), image(2))
+
+
+def test_a_parameter_that_forward_changes_is_refused_with_its_line() -> None:
+    class Adapts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.scale.mul_(0.5)  # the line to name
+            return x * self.scale
+
+    line = Adapts.forward.__code__.co_firstlineno + 2
+    with pytest.raises(
+        CaptureError, match=rf"changes its parameter 'scale' in eval mode at .*\.py:{line}, which"
+    ):
+        captured(Adapts(), image(3))
+
+
+def test_a_plain_tensor_that_forward_writes_to_is_refused_with_its_line() -> None:
+    class Accumulates(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.total = torch.zeros(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.total[:2].add_(1)  # the line to name
+            return x * self.total
+
+    model, line = Accumulates(), Accumulates.forward.__code__.co_firstlineno + 1
+    with pytest.raises(CaptureError, match=rf"writes to its own 'total' at .*\.py:{line}, which"):
+        captured(model, image(3))
+    assert torch.equal(model.total, torch.zeros(3))
 
 
 def test_views_become_reshapes() -> None:
@@ -232,6 +355,14 @@ def test_live_code_with_dynamic_sizes_is_not_reported_dead() -> None:
     shapes = {"x": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}}
     found = capture(function(body), (image(1, 3, 4, 5),), dynamic_shapes=shapes)
     assert found.dead_code.rewrites == ()
+
+
+def test_random_numbers_in_a_branch_are_refused() -> None:
+    def body(x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: x + torch.rand(3), lambda x: x * 2, (x,))
+
+    with pytest.raises(CaptureError, match="draws random numbers"):
+        captured(function(body), image(3))
 
 
 def test_a_graph_that_cannot_be_made_functional_is_refused() -> None:

@@ -106,3 +106,17 @@ def test_values_that_became_part_of_the_graph_are_refused() -> None:
         module(x, True, 3.0, mask=None)
     with pytest.raises(ValueError, match="input mask must be None, .* not a tensor"):
         module(x, True, 2.0, mask=x)
+
+
+class Times(nn.Module):
+    def forward(self, x: Tensor, y: Any) -> Tensor:
+        return x * y
+
+
+@pytest.mark.parametrize(("given", "other"), [(2, 2.0), (2.0, 2), (1, True), (True, 1)])
+def test_an_equal_number_of_another_type_is_refused(given: Any, other: Any) -> None:
+    x = torch.tensor([1, 2])
+    module = guarded(Times(), (x, given))
+    assert module(x, given).dtype == (x * given).dtype
+    with pytest.raises(ValueError, match=f"input y must be {given!r}, .*, not {other!r}"):
+        module(x, other)

@@ -252,3 +252,25 @@ def test_an_exported_program_without_example_inputs_needs_them() -> None:
     with pytest.raises(CaptureError, match="no example inputs; pass them as args"):
         capture(program)
     assert torch.equal(capture(program, (x,)).flat_inputs[0], x)
+
+
+def test_a_failed_capture_leaves_no_mark_on_the_inputs() -> None:
+    def body(x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else x + 1
+
+    x = image(2, 3)
+    with pytest.raises(CaptureError):
+        capture(function(body), (x,), dynamic_shapes={"x": BATCH})
+    assert vars(x) == {}
+    found = captured(nn.Linear(3, 2), x)
+    assert found.placeholders[0].meta["val"].shape == (2, 3)
+
+
+def test_inputs_are_taken_as_they_are() -> None:
+    x = image(3, 2).t().requires_grad_()
+    found = captured(function(lambda x, y: x * y), x, x)
+    first, second = found.flat_inputs
+    assert first.stride() == second.stride() == (1, 2)
+    assert first.requires_grad and second.requires_grad and x.grad is None
+    assert first.data_ptr() == x.data_ptr() != second.data_ptr()
+    assert torch.equal(first, second)

@@ -301,3 +301,13 @@ def test_new_nodes_keep_dynamic_sizes() -> None:
     assert editor.modified
     batch, _ = tensor(edit.added[0]).shape
     assert isinstance(batch, torch.SymInt)
+
+
+def test_what_a_branch_reads_is_not_detached(net: GraphModule) -> None:
+    branch = GraphModule(nn.Module(), torch.fx.Graph())
+    branch.register_buffer("table", torch.ones(2))
+    branch.register_buffer("unread", torch.ones(2))
+    branch.graph.output(branch.graph.get_attr("table"))
+    net.add_module("branch", branch)
+    Editor(net, "test", lambda edit: Certificate(None)).finish()
+    assert list(dict(branch.named_buffers())) == ["table"]

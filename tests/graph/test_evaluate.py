@@ -1,5 +1,7 @@
 """Float64 evaluation is float64 throughout; native evaluation is the module itself."""
 
+import copy
+import threading
 import weakref
 from typing import Any
 
@@ -60,6 +62,13 @@ class Default(nn.Module):
             torch.full((3,), 0.1) + counts,
             torch.arange(0, 1, 0.1) * counts.sum(),
             torch.linspace(0, 1, 7) + counts.sum(),
+            torch.where(counts > 1, 0.1, 0.7),
+            torch.where(counts > 1, counts, 0.7),
+            torch.where(counts > 1, 0.1, counts),
+            torch.pow(0.1, counts),
+            torch.atan2(counts, counts * counts),
+            torch.fft.rfft(counts).abs() / 3,
+            (counts > 1) * 0.1,
         )
 
 
@@ -73,22 +82,37 @@ def test_the_default_dtype_is_float64_too() -> None:
         wide + 0.1,
         torch.arange(0, 1, 0.1, dtype=torch.float64) * 6,
         torch.linspace(0, 1, 7, dtype=torch.float64) + 6,
+        torch.tensor([0.7, 0.1, 0.1], dtype=torch.float64),
+        torch.tensor([0.7, 2, 3], dtype=torch.float64),
+        torch.tensor([1, 0.1, 0.1], dtype=torch.float64),
+        torch.pow(0.1, wide),
+        torch.atan2(wide, wide * wide),
+        torch.fft.rfft(wide).abs() / 3,
+        (counts > 1).double() * 0.1,
     )
     for result, expected in zip(run(Default(), counts), wanted, strict=True):
         assert relative_error(result, expected) <= 1e-15
     assert torch.get_default_dtype() == torch.float32
 
 
-class Reject(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ x
+def test_other_threads_keep_their_default_dtype() -> None:
+    module, counts = captured(Default(), torch.tensor([1, 2, 3])).graph_module, torch.arange(3)
+    seen: set[torch.dtype] = set()
+    stop = threading.Event()
 
+    def look() -> None:
+        while not stop.is_set():
+            seen.update((torch.ones(2).dtype, (counts / 3).dtype, torch.get_default_dtype()))
 
-def test_the_default_dtype_is_restored_after_a_failure() -> None:
-    program = captured(Reject(), torch.randn(2, 2))
-    with pytest.raises(RuntimeError):
-        run_flat(program.graph_module, [torch.randn(2, 3)])
-    assert torch.get_default_dtype() == torch.float32
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        for _ in range(20):
+            run_flat(module, [counts])
+    finally:
+        stop.set()
+        thread.join()
+    assert seen == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -147,7 +171,10 @@ class Branches(nn.Module):
         self.positive, self.negative = nn.Linear(3, 3), nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cond(x.sum() > 0, self.positive, self.negative, (x,))
+        def third(x: Tensor) -> Tensor:
+            return self.negative(x).half().float() / 3
+
+        return torch.cond(x.sum() > 0, self.positive, third, (x,))
 
 
 def test_both_branches_of_a_condition_are_run() -> None:
@@ -158,7 +185,9 @@ def test_both_branches_of_a_condition_are_run() -> None:
         (wide,) = run_flat(program.graph_module, [x])
         with torch.no_grad():
             assert torch.equal(native, model(x))
-        assert wide.dtype == torch.float64 and relative_error(native, wide) <= 1e-6
+            layer = model.positive if x.sum() > 0 else model.negative
+            exact = copy.deepcopy(layer).double()(x.double()) / (1 if x.sum() > 0 else 3)
+        assert wide.dtype == torch.float64 and relative_error(wide, exact) <= 1e-15
 
 
 def test_a_given_value_is_used_instead_of_the_constant() -> None:

@@ -37,8 +37,8 @@ def report() -> Report:
 def test_keys_and_their_order(report: Report) -> None:
     fields = report.to_dict()
     assert list(fields) == [
-        *("passfx", "source", "target", "precision", "opset", "inputs", "outputs", "graph"),
-        *("shortcuts", "passes", "parity", "onnx", "seconds"),
+        *("passfx", "source", "target", "precision", "opset", "inputs", "outputs", "notes"),
+        *("graph", "shortcuts", "passes", "parity", "onnx", "seconds"),
     ]
     assert fields["passfx"] == __version__
     assert list(fields["graph"]) == ["before", "after"]
