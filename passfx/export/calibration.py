@@ -31,7 +31,7 @@ def calibration_samples(
         return [dict(zip(names, arrays, strict=True)) for arrays in drawn]
     try:
         with np.load(path, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in found.files}
+            arrays = {name: np.asarray(found[name]) for name in found.files}
     except Exception as error:  # a damaged file makes the readers raise anything
         raise SourceError(f"{path} is not an .npz file of arrays: {first_line(error)}") from error
     if set(arrays) != set(names):

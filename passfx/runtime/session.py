@@ -100,6 +100,7 @@ class Session:
                 model if isinstance(model, bytes) else str(model),
                 self.options.session_options(onnxruntime),
                 providers=[(self.provider, self.options.provider_options(device))],
+                enable_fallback=0,  # which would print that it tries the same again
             )
         except Exception as error:  # ONNX Runtime has no class of errors of its own
             name = "the model" if isinstance(model, bytes) else model

@@ -126,24 +126,27 @@ def _program_faults(item: Any, where: str, key: str = "") -> Iterator[str]:
             if not _is_expression(item):
                 yield f"the expression {item!r} ({where})"
         elif key in ("in_spec", "out_spec"):
-            yield from _nesting_faults(json.loads(item), where)
+            yield from _nesting_faults(json.loads(item), where, key == "in_spec")
         elif _NAME_KEYS.fullmatch(key) and not _NAME.fullmatch(item):
             yield f"the name {item!r} ({where})"
 
 
-def _nesting_faults(item: Any, where: str) -> Iterator[str]:
-    """How inputs are nested: JSON, in which contexts are JSON again, that may name types."""
+def _nesting_faults(item: Any, where: str, named: bool) -> Iterator[str]:
+    """How values are nested: JSON, in which contexts are JSON again, that may name types.
+
+    The keys of inputs can become parameters of generated code (`named`), those of outputs cannot.
+    """
     if isinstance(item, dict):
         if "__enum__" in item or "default_factory_module" in item:
             yield f"the name of a type to import ({where})"
         for inner in item.values():
-            yield from _nesting_faults(inner, where)
+            yield from _nesting_faults(inner, where, named)
     elif isinstance(item, list):
         for inner in item:
-            yield from _nesting_faults(inner, where)
+            yield from _nesting_faults(inner, where, named)
     elif isinstance(item, str) and item.lstrip().startswith(("{", "[")):
-        yield from _nesting_faults(json.loads(item), where)
-    elif isinstance(item, str) and not _NAME.fullmatch(item):
+        yield from _nesting_faults(json.loads(item), where, named)
+    elif named and isinstance(item, str) and not _NAME.fullmatch(item):
         yield f"the name {item!r} ({where})"
 
 

@@ -1,5 +1,6 @@
 """Samples for calibration: the user's own in batches, or random ones."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +69,19 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     for path in (tmp_path / "text.npz", tmp_path / "gone.npz"):
         with pytest.raises(SourceError, match=r"is not an \.npz file of arrays"):
             calibration_samples(found, ["x"], path)
+
+
+@pytest.mark.parametrize("array", [np.full((2, 3), "x"), np.zeros((2, 3), complex)])
+def test_arrays_without_numbers(tmp_path: Path, array: np.ndarray) -> None:
+    found = capture(nn.ReLU(), (torch.randn(2, 3),))
+    np.savez(tmp_path / "own.npz", x=array)
+    with pytest.raises(SourceError, match="the array x holds .*, no numbers"):
+        calibration_samples(found, ["x"], tmp_path / "own.npz")
+
+
+def test_a_member_that_is_no_array(tmp_path: Path) -> None:
+    found = capture(nn.ReLU(), (torch.randn(2, 3),))
+    with zipfile.ZipFile(tmp_path / "own.npz", "w") as archive:
+        archive.writestr("x", b"text")
+    with pytest.raises(SourceError, match="the array x holds .*, no numbers"):
+        calibration_samples(found, ["x"], tmp_path / "own.npz")

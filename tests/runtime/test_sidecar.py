@@ -107,3 +107,26 @@ def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(found))
     with pytest.raises(SourceError, match="there is no option 'speed'"):
         read_sidecar(model)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("speedup", float("nan")), ("speedup", -1), ("speedup", "2"), ("speedup", True),
+    ("batches", [0]), ("batches", ["1"]), ("batches", 3), ("device", None), ("results", [3]),
+    ("options", {"threads": -1}), ("options", {"threads": [[1]]}), ("options", []),
+    ("tuned", {"file": ["net.onnx"]}), ("tuned", {"file": "n" * 300}), ("model", [[[]]]),
+])  # fmt: skip
+def test_a_value_that_cannot_be_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    model = model_at(tmp_path / "net.onnx")
+    tuned(model, Options())
+    path = sidecar_path(model)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(SourceError, match="tune again|is not a file that") as caught:
+        read_sidecar(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_nested_sidecar_is_refused(tmp_path: Path) -> None:
+    model = model_at(tmp_path / "net.onnx")
+    sidecar_path(model).write_text("[" * 100_000)
+    with pytest.raises(SourceError, match="is not a file that `passfx tune` wrote"):
+        read_sidecar(model)
