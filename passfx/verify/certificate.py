@@ -13,11 +13,12 @@ from passfx.graph.evaluate import evaluate, widen
 from passfx.graph.ops import CONVS, TRANSPOSED_CONVS
 from passfx.graph.query import arguments, constant, is_call, is_constant, value
 from passfx.graph.shapes import hint, ints, known_tensor
-from passfx.verify.error import relative_error
+from passfx.verify.error import channel_error, relative_error, underflowed
 
 aten = ops.aten
 
 CERTIFICATE_TOLERANCE = 1e-9
+_LOST_UNITS = 4  # in the last place, which a channel may lose where a folded value is too small
 _SEED = 0
 
 _CONVS = (*CONVS, *TRANSPOSED_CONVS)
@@ -56,9 +57,28 @@ def certify(edit: Edit) -> Certificate:
             return Certificate(None, f"the certificate cannot run: {failure}")
         for old, new in edit.replacements.items():
             error = max(error, relative_error(values[new], values[old]))
+        if (underflow := _underflow(edit, values)) is not None:
+            return Certificate(error, underflow)
     if not error <= CERTIFICATE_TOLERANCE:
         return Certificate(error, f"relative error {error:.1e} on random inputs")
     return Certificate(error)
+
+
+def _underflow(edit: Edit, values: dict[Node, Any]) -> str | None:
+    """Why folded values are too small for their dtype: a channel of the result loses by it."""
+    dtypes = {node: constant(node).dtype for node in edit.exact}
+    small = {node: underflowed(exact, dtypes[node]) for node, exact in edit.exact.items()}
+    rounded = {node: widen(item) for node, item in small.items() if item is not None}
+    if not rounded:
+        return None
+    kept = {node: item for node, item in values.items() if node not in edit.added}
+    again = kept | {node: values[node] for node in edit.exact if node in values} | rounded
+    evaluate(edit.added, again)
+    lost = max(channel_error(again[new], values[new]) for new in edit.replacements.values())
+    dtype = dtypes[next(iter(rounded))]
+    if lost <= _LOST_UNITS * torch.finfo(dtype).eps:
+        return None
+    return f"a folded value underflows {dtype}: a channel loses {lost:.0%}"
 
 
 def _largest(tensor: Tensor) -> float:
