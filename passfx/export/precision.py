@@ -14,7 +14,7 @@ from passfx.export import casts
 from passfx.export.arrays import Array
 from passfx.export.base import FilePass, module_path
 from passfx.export.casts import FORMATS, Conversion, Format, is_fixed, is_full
-from passfx.export.rounding import MOVES, Run, measure_losses
+from passfx.export.rounding import MOVES, Run, measure_losses, only_sum
 from passfx.export.settings import check_precision
 from passfx.record import Refusal, Rewrite
 from passfx.target import CUDA, Target
@@ -49,7 +49,8 @@ class LowerPrecision(FilePass):
     1. an operator whose result or weights do not fit: max |·| times a margin of 2 exceeds the
        largest number of the format;
     2. one that loses more than `accuracy` by itself: weights that become subnormal, exp of large
-       numbers; the loss is max |difference| / max |result|;
+       numbers; the loss is max |difference| / max |result|, and of weights that are too small for
+       the format the same in each channel by itself;
     3. one that loses more than four times that by the rounding of its inputs (x − mean(x),
        variances), and the operators that compute those inputs;
     4. resizing, and reductions over more than 4096 elements;
@@ -166,13 +167,17 @@ class _Choice:
     ) -> None:
         measured = [node for node in self.nodes if node not in self.kept]
         losses = measure_losses(self._model, measured, self._format, samples, run)
-        for node, (own, inputs, reach) in losses.items():
+        for node, (own, inputs, reach, vanished) in losses.items():
             # What is only added to something larger need not be more exact than the sum.
-            total = _only_sum(node)
+            total = only_sum(node)
             scale = max(reach, losses[total].reach) if total in losses else reach
             reason = self._unfit(node, reach)
             if reason is None and not own <= accuracy * scale:
                 reason = f"it loses {_ratio(own, reach)} by itself"
+            if reason is None and not vanished <= accuracy:
+                reason = (
+                    f"weights are too small for {self._format.name}: a channel loses {vanished:.0%}"
+                )
             if reason is not None:
                 self.kept[node] = reason
             elif not inputs <= _INPUTS_COUNT * accuracy * scale:
@@ -236,13 +241,6 @@ def _weights(node: ir.Node) -> int:
 def _reduced(node: ir.Node) -> int:
     """How many elements make one result of a reduction; sizes that vary do not count."""
     return _elements(node.inputs[0]) // max(1, _elements(node.outputs[0]))
-
-
-def _only_sum(node: ir.Node) -> ir.Node | None:
-    """The addition that alone reads a result."""
-    readers = node.successors()
-    is_sum = len(readers) == 1 and readers[0].op_type in ("Add", "Sub")
-    return readers[0] if is_sum and not node.outputs[0].is_graph_output() else None
 
 
 def _ratio(error: float, reach: float) -> str:

@@ -10,9 +10,20 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from passfx.export.arrays import Array
-from passfx.export.casts import FULL, Format, cast_to, infer_types, is_fixed, is_full, is_half
+from passfx.export.casts import (
+    FULL,
+    Format,
+    cast_to,
+    infer_types,
+    is_fixed,
+    is_full,
+    is_half,
+    weight,
+)
+from passfx.verify.error import channel_axes, underflowed
 
 Run = Callable[[ir.Model, Sequence[Mapping[str, Array]]], list[list[Array]]]
 
@@ -30,11 +41,14 @@ class Loss(NamedTuple):
         own: the error with its weights and its result rounded.
         inputs: the error with its inputs rounded as well.
         reach: the absolute value of the result.
+        vanished: the error of a channel, relative to it, with the weights rounded that are too
+            small for the format; where the result is only added to something, to that sum.
     """
 
     own: float
     inputs: float
     reach: float
+    vanished: float = 0.0
 
 
 def measure_losses(
@@ -51,10 +65,22 @@ def measure_losses(
     twins = dict(zip(model.graph, list(probe.graph), strict=True))
     builder = _Builder(probe.graph, chosen)
     results = [item for node in nodes for item in builder.losses(twins[node])]
+    vanished = [(node, item) for node in nodes for item in builder.vanished(twins[node])]
     probe.graph.outputs.clear()
-    probe.graph.outputs.extend(results)
-    rows = np.array(run(probe, samples), dtype=np.float64).max(axis=0).reshape(-1, 3)
-    return {node: Loss(*row) for node, row in zip(nodes, rows, strict=True)}
+    probe.graph.outputs.extend([*results, *(item for _, item in vanished)])
+    figures = np.array(run(probe, samples), dtype=np.float64).max(axis=0)
+    rows = figures[: len(results)].reshape(-1, 3)
+    losses = {node: Loss(*row) for node, row in zip(nodes, rows, strict=True)}
+    for (node, _), share in zip(vanished, figures[len(results) :], strict=True):
+        losses[node] = losses[node]._replace(vanished=max(losses[node].vanished, float(share)))
+    return losses
+
+
+def only_sum(node: ir.Node) -> ir.Node | None:
+    """The addition that alone reads a result."""
+    readers = node.successors()
+    is_sum = len(readers) == 1 and readers[0].op_type in ("Add", "Sub")
+    return readers[0] if is_sum and not node.outputs[0].is_graph_output() else None
 
 
 class _Builder:
@@ -64,6 +90,8 @@ class _Builder:
         self._graph = graph
         self._format = chosen
         self._rounded: dict[ir.Value, ir.Value] = {}
+        self._rounded_small: dict[ir.Value, ir.Value | None] = {}
+        self._sums = {node: only_sum(node) for node in graph}
         self._count = 0
 
     def losses(self, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -71,6 +99,48 @@ class _Builder:
         result = next(value for value in node.outputs if is_full(value))
         own, inputs = self._error(node, result, is_fixed), self._error(node, result, is_full)
         return own, inputs, self._largest(result)
+
+    def vanished(self, node: ir.Node) -> list[ir.Value]:
+        """What `Loss.vanished` is the largest of; nothing where no weight is too small."""
+        result = next(value for value in node.outputs if is_full(value))
+        small = list(map(self._small, node.inputs))
+        if all(item is None for item in small) or result.shape is None:
+            return []
+        inputs = [new or old for new, old in zip(small, node.inputs, strict=True)]
+        count, total = len(node.outputs), self._sums.get(node)
+        twin = ir.Node(node.domain, node.op_type, inputs, node.attributes, num_outputs=count)
+        again = self._append(twin, node.outputs.index(result))
+        lost = self._append(ir.Node("", "Sub", [again, result]))
+        whole = total.outputs[0] if total and total.outputs[0].shape == result.shape else result
+        rank = len(result.shape)
+        ratios = []
+        for axis in channel_axes(rank):
+            others = [item for item in range(rank) if item != axis]
+            error, reach = (self._largest(value, others) for value in (lost, whole))
+            least = self._constant(np.array(np.finfo(np.float32).tiny))
+            scale = self._append(ir.Node("", "Max", [reach, least]))
+            ratios.append(self._largest(self._append(ir.Node("", "Div", [error, scale]))))
+        return ratios
+
+    def _small(self, value: ir.Value | None) -> ir.Value | None:
+        """A weight with those elements rounded that are too small for the format."""
+        array = weight(value)
+        if value is None or array is None:
+            return None
+        if value not in self._rounded_small:
+            dtype = getattr(torch, self._format.name)
+            found = underflowed(torch.from_numpy(np.array(array)), dtype)
+            self._rounded_small[value] = None if found is None else self._constant(found.numpy())
+        return self._rounded_small[value]
+
+    def _constant(self, array: Array) -> ir.Value:
+        self._count += 1
+        name = f"passfx_probe_{self._count}"
+        stored = ir.tensor(array, name=name)
+        kind, shape = ir.TensorType(stored.dtype), ir.Shape(array.shape)
+        value = ir.Value(name=name, shape=shape, type=kind, const_value=stored)
+        self._graph.register_initializer(value)
+        return value
 
     def _error(
         self, node: ir.Node, result: ir.Value, is_rounded: Callable[[ir.Value | None], bool]
@@ -89,10 +159,15 @@ class _Builder:
             self._rounded[value] = self._append(cast_to(half, FULL))
         return self._rounded[value]
 
-    def _largest(self, value: ir.Value) -> ir.Value:
-        sizes = self._append(ir.Node("", "Abs", [value]))
-        result = self._append(ir.Node("", "ReduceMax", [sizes], [ir.AttrInt64("keepdims", 0)]))
-        result.shape = ir.Shape([])
+    def _largest(self, value: ir.Value, axes: Sequence[int] | None = None) -> ir.Value:
+        """The largest absolute value, over some axes or all."""
+        inputs = [self._append(ir.Node("", "Abs", [value]))]
+        if axes == []:
+            return inputs[0]
+        if axes is not None:
+            inputs.append(self._constant(np.array(axes, dtype=np.int64)))
+        result = self._append(ir.Node("", "ReduceMax", inputs, [ir.AttrInt64("keepdims", 0)]))
+        result.shape = ir.Shape([]) if axes is None else None
         return result
 
     def _append(self, node: ir.Node, index: int = 0) -> ir.Value:

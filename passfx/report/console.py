@@ -39,9 +39,15 @@ def print_parity(console: Console, report: Report) -> None:
     if proof := report.parity:
         console.print(
             f"Parity       relative error {proof.rel_error:.1e} under {proof.provider}, "
-            f"tolerated {proof.tolerance:.1e} (PyTorch itself {proof.baseline_rel_error:.1e}, "
+            f"tolerated {proof.tolerance:.1e} "
+            f"({proof.baseline} itself {proof.baseline_rel_error:.1e}, "
             f"max abs {proof.max_abs_error:.1e}, {proof.samples} samples)"
         )
+        if proof.nonfinite:
+            console.print(
+                f"Not finite   {proof.nonfinite} elements of the model's own results; the file's "
+                "are the same, which proves nothing of NaN"
+            )
     if file := report.onnx:
         ops = ", ".join(f"{count} {name}" for name, count in file.ops.items())
         size = format_bytes(file.bytes)

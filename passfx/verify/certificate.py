@@ -16,11 +16,13 @@ from passfx.graph.query import constant, is_call, value
 from passfx.graph.shapes import elements, hint
 from passfx.verify.channels import channel_error, largest
 from passfx.verify.draws import LONG, MANY, Draw, Layout, Sizes, draws, tensors_in
+from passfx.verify.error import underflowed
 from passfx.verify.values import Values, landmarks, reach_of
 
 aten = ops.aten
 
 CERTIFICATE_TOLERANCE = 1e-9
+_LOST_UNITS = 4  # in the last place, which a channel may lose where a folded value is too small
 _SEED = 0
 _FEW = 1 << 16  # elements that cost nothing, so that the captured batch is taken
 _SMALLEST = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
@@ -74,6 +76,8 @@ class _Proof:
         self.generator = torch.Generator().manual_seed(_SEED)
         self.landmarks = landmarks(nodes)
         self.gain, self.refusal = 1.0, ""
+        self.small = _underflowing(edit)
+        self.underflow: str | None = None
         self.failing: tuple[Any, ...] | None = None
         self.integers = _ranges(nodes, self.inputs)
 
@@ -101,7 +105,7 @@ class _Proof:
         if not error <= CERTIFICATE_TOLERANCE:
             failure = f"relative error {error:.1e} on random inputs"
             return Certificate(error, failure, self.failing)
-        return Certificate(error)
+        return Certificate(error, self.underflow, self.failing)
 
     def _orders(self) -> list[bool]:
         """Whether the channels are the last axis: both ways, the likelier first."""
@@ -192,8 +196,22 @@ class _Proof:
         pairs = [(known[new], known[old]) for old, new in self.edit.replacements.items()]
         if any(_shapes(new) != _shapes(old) for new, old in pairs):
             return "relative error inf on random inputs"
+        self._note_underflow(known)
         scale = largest(known[node] for node in self.old if is_call(node))
         return max(channel_error(new, old, scale) for new, old in pairs)
+
+    def _note_underflow(self, known: dict[Node, Any]) -> None:
+        """Whether a channel of a result loses by folded values that are too small for their dtype."""
+        if not self.small or self.underflow:
+            return
+        again = {node: item for node, item in known.items() if node not in self.new} | self.small
+        evaluate(self.new, again)
+        lost = max(
+            channel_error(again[new], known[new], 0.0) for new in self.edit.replacements.values()
+        )
+        dtype = constant(next(iter(self.small))).dtype
+        if lost > _LOST_UNITS * torch.finfo(dtype).eps:
+            self.underflow = f"a folded value underflows {dtype}: a channel loses {lost:.0%}"
 
     def _raise_gain(self, known: dict[Node, Any]) -> None:
         """Let the next values reach the bounds of what is not linear inside the edit."""
@@ -203,6 +221,12 @@ class _Proof:
                 seen, bound = largest(known[read] for read in inside), float(landmarks([node])[-1])
                 if 0 < seen < 2 * bound:
                     self.gain = min(_GAIN, max(self.gain, self.gain * 2 * bound / seen))
+
+
+def _underflowing(edit: Edit) -> dict[Node, Tensor]:
+    """The folded constants, as they are after rounding, that hold values too small for it."""
+    small = {node: underflowed(exact, constant(node).dtype) for node, exact in edit.exact.items()}
+    return {node: widen(item) for node, item in small.items() if item is not None}
 
 
 def _ranges(nodes: Collection[Node], inputs: Sequence[Any]) -> list[tuple[int, int] | None]:

@@ -68,3 +68,23 @@ def by_channel(values: Tensor, axis: int) -> Tensor:
     """The largest value of each channel, shape [channels]; 0 where a channel is empty."""
     rows = values.movedim(axis, 0).flatten(1) if values.ndim > 1 else values[:, None]
     return rows.amax(1) if rows.shape[1] else values.new_zeros(len(rows))
+
+
+def underflowed(exact: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Weights of which those elements are rounded to `dtype` that are too small for it.
+
+    Too small is what loses more than a unit in the last place. None where no channel, along any
+    axis, would notice: where what is lost is less than the rounding of the channel's largest.
+    """
+    if not (exact.is_floating_point() and dtype.is_floating_point and exact.numel()):
+        return None
+    rounded, unit = exact.to(dtype).to(exact.dtype), torch.finfo(dtype).eps
+    lost, size = (rounded - exact).abs(), exact.abs()
+    small = rounded.isfinite() & (lost > unit * size)
+    lost = lost.masked_fill(~small, 0.0)
+    if all(
+        bool((by_channel(lost, axis) <= unit / 2 * by_channel(size, axis)).all())
+        for axis in range(exact.ndim)
+    ):
+        return None
+    return torch.where(small, rounded, exact)

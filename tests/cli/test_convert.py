@@ -165,8 +165,8 @@ def test_failed_verification(
     result = invoke("convert", SOURCE, "-o", "out/net.onnx", "--json", "out/report.json")
     assert result.exit_code == 1
     assert re.fullmatch(
-        r"error: the result disagrees with the model: under CPUExecutionProvider its relative "
-        r"error is \d.\d\de[+-]\d\d, tolerated is .*\n",
+        r"error: the result disagrees with the model: under CPUExecutionProvider the relative "
+        r"error of output is \d.\d\de[+-]\d\d, tolerated is .*\n",
         result.stderr,
     )
     assert result.stdout == ""

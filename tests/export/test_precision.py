@@ -22,6 +22,7 @@ from passfx.export.precision import LowerPrecision
 from passfx.export.rounding import emulated
 from passfx.runtime.reference import run_model
 from passfx.target import CPU
+from passfx.verify.channels import channel_error
 from passfx.verify.error import relative_error
 from tests.export.models import check, counts, exported, results
 from tests.helpers import randomize
@@ -198,6 +199,34 @@ def test_what_is_lost_in_a_sum_need_not_be_exact() -> None:
     model, reasons = lowered(module, IMAGE)
     assert not reasons
     assert half_error(model, module, IMAGE) <= 1e-3
+
+
+class Quiet(nn.Module):
+    """A channel whose folded weights, 1e-4 · 1e-4, float16 does not hold, beside larger ones."""
+
+    def __init__(self, layer: nn.Module, axis: int, gain: float = 1e-4) -> None:
+        super().__init__()
+        self.layer, self.axis, self.gain = layer, axis, gain
+        with torch.no_grad():
+            layer.weight.fill_(0.5)  # type: ignore[union-attr, operator]
+            layer.weight.view(4, -1)[2] = 1e-4 * gain  # type: ignore[union-attr, operator, index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.sigmoid(x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "axis"),
+    [(nn.Conv2d(3, 4, 1, bias=False), 1), (nn.Linear(7, 4, bias=False), 3)],
+)
+def test_a_channel_whose_weights_vanish_stays(layer: nn.Module, axis: int) -> None:
+    model, reasons = lowered(Quiet(layer, axis), IMAGE)
+    assert ["too small for float16: a channel loses 100%" in item for item in reasons] == [True]
+    (found,) = results(emulated(model), IMAGE)
+    doubled = Quiet(layer, axis).double()(IMAGE.double())
+    layer.float()
+    assert channel_error(found, doubled, 0.0) <= 1e-2
+    assert not lowered(Quiet(layer, axis, gain=1.0), IMAGE)[1]
 
 
 class Deviation(nn.Module):

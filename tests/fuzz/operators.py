@@ -110,7 +110,7 @@ def scale(d: Drawer) -> int:
     """A constant tensor, of any shape that broadcasts, and of plain values too."""
     x, r = d.floating(), d.rng
     shape = d.values[x].shape
-    if len(shape) == 0 or d.is_dynamic and len(shape) < 3:
+    if len(shape) == 0 or (d.is_dynamic and len(shape) < 3):
         raise Rejected("nothing to broadcast over")
     kept = range(1, len(shape)) if not d.is_dynamic else (1,)
     form = [size if axis in kept and d.chance(0.6) else 1 for axis, size in enumerate(shape)]
@@ -219,7 +219,7 @@ def qkv(d: Drawer) -> int:
 
 def embedding(d: Drawer) -> int:
     """An embedding of integers, and a head that shares its weight perhaps."""
-    x = d.pick(lambda v: v.dtype == torch.int64 and v.ndim == 2 and 0 <= int(v.min()) and int(v.max()) < 7)
+    x = d.pick(lambda v: v.dtype == torch.int64 and v.ndim == 2 and int(v.min()) >= 0 and int(v.max()) < 7)
     count = d.rng.choice((4, 6, 8))
     options = some(d, 0.3, padding_idx=0)
     part = d.own(f"nn.Embedding(7, {count}{{settings}})", **options)
