@@ -128,7 +128,16 @@ _REDUCTIONS = (aten.mean, aten.sum, aten.amax, aten.amin, aten.logsumexp)
 # Operators that compute nothing, or can be written shorter, because of the sizes at hand.
 _OF_THIS_SIZE = (
     *(*layouts.VIEWS, *ops.TRANSPOSES, *ops.ADAPTIVE_POOLS, *_ADAPTIVE_MAX_POOLS, *_REDUCTIONS),
-    *(*ops.SPLITS, aten.expand, aten.expand_as, aten.slice, aten.repeat, aten.tile, aten.flip),
+    *(
+        *ops.SPLITS,
+        *ops.INTERPOLATIONS,
+        aten.expand,
+        aten.expand_as,
+        aten.slice,
+        aten.repeat,
+        aten.tile,
+        aten.flip,
+    ),
 )
 
 # Operators; the position of the argument that their result equals where it has the same type, and
