@@ -60,6 +60,7 @@ class Edit:
     added: list[Node] = field(default_factory=list)
     exact: dict[Node, Tensor] = field(default_factory=dict)
     replacements: dict[Node, Node] = field(default_factory=dict)
+    _sources: list[NodeSource] | None = None
 
     @cached_property
     def first_of(self) -> dict[Any, Node]:
@@ -72,13 +73,11 @@ class Edit:
             by = f"{_OURS}{pass_name}", NodeSourceAction.REPLACE
             found: dict[str, NodeSource] = {}
             for old in self.match.nodes:
-                own = old.meta.get("from_node") or ()
+                own: list[NodeSource] = old.meta.get("from_node") or []
                 is_new = bool(own) and own[0].pass_name.startswith(_OURS)
                 found |= {item.name: item for item in (own if is_new else [NodeSource(old, *by)])}
             self._sources = list(found.values())[:_MOST_SOURCES]
         return self._sources
-
-    _sources: list[NodeSource] | None = None
 
 
 @dataclass(frozen=True)
@@ -251,7 +250,6 @@ class Editor:
     def _undo(self, edit: Edit) -> None:
         for node in reversed(edit.added):
             self.graph.erase_node(node)
-
 
     def _attach(self, path: str, tensor: Tensor) -> str:
         """Register a tensor under this path, or with the first number that is free after it."""

@@ -124,7 +124,7 @@ def _captured(network: Network) -> Optimized:
     dim = Dim.DYNAMIC if network.seed % 2 else Dim.AUTO
     dynamic = None
     if network.is_dynamic:
-        dynamic = tuple({axis: dim for axis in item.dynamic} or None for item in network.inputs)
+        dynamic = tuple(dict.fromkeys(item.dynamic, dim) or None for item in network.inputs)
     return capture_source(SourceSpec(network.module(), network.example(), dynamic_shapes=dynamic))
 
 
