@@ -66,6 +66,7 @@ class Edit:
     exact: dict[Node, Tensor] = field(default_factory=dict)
     replacements: dict[Node, Node] = field(default_factory=dict)
     refused: str | None = None
+    _sources: list[NodeSource] | None = None
 
     @property
     def frontier(self) -> list[Node]:
@@ -86,13 +87,11 @@ class Edit:
             by = f"{_OURS}{pass_name}", NodeSourceAction.REPLACE
             found: dict[str, NodeSource] = {}
             for old in self.match.nodes:
-                own = old.meta.get("from_node") or ()
+                own: list[NodeSource] = old.meta.get("from_node") or []
                 is_new = bool(own) and own[0].pass_name.startswith(_OURS)
                 found |= {item.name: item for item in (own if is_new else [NodeSource(old, *by)])}
             self._sources = list(found.values())[:_MOST_SOURCES]
         return self._sources
-
-    _sources: list[NodeSource] | None = None
 
 
 @dataclass(frozen=True)

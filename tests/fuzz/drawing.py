@@ -86,7 +86,9 @@ class Drawer:
         owned: list[Tensor] = []
         for item in vars(self.owner).values():
             owned += [item] if isinstance(item, Tensor) else [*item.parameters(), *item.buffers()]
-        stored = {item.untyped_storage().data_ptr() for item in (*owned, *self.values[: self.first])}
+        stored = {
+            item.untyped_storage().data_ptr() for item in (*owned, *self.values[: self.first])
+        }
         return value.untyped_storage().data_ptr() in stored
 
     @property
@@ -136,7 +138,9 @@ def draw_network(seed: int, *, dynamic: bool | None = None, onnx: bool = False) 
             break
         count, parts = len(drawer.steps), len(drawer.parts)
         try:
-            rng.choices([item for item, _ in operators], [share for _, share in operators])[0](drawer)
+            rng.choices([item for item, _ in operators], [share for _, share in operators])[0](
+                drawer
+            )
         except Rejected:
             if count == len(drawer.steps):
                 del drawer.parts[parts:]

@@ -52,7 +52,8 @@ def transposed(d: Drawer) -> int:
     groups = 1 if d.chance(0.7) else divisor(d, cin)
     cout = groups * d.rng.randint(1, 4)
     options = some(
-        d, 0.4, stride=each(d, rank, 1, 3), padding=each(d, rank, 0, 2), dilation=each(d, rank, 1, 2),
+        d, 0.4, stride=each(d, rank, 1, 3), padding=each(d, rank, 0, 2),
+        dilation=each(d, rank, 1, 2),
         output_padding=each(d, rank, 0, 1), groups=groups, bias=False,
     )  # fmt: skip
     kernel = each(d, rank, 1, 3)
@@ -69,7 +70,9 @@ def computed_weight(d: Drawer) -> int:
         ("{part} * 0.5", "{part} - {part}.mean((1, 2), keepdim=True)", "{part}.tanh()",
          "F.normalize({part}, dim=1)", "{part} * {0}.mean()", "{part}.flip(0)")
     )  # fmt: skip
-    return d.step(f"F.conv{rank}d({{0}}, {weight}{{settings}})", x, part=part, **some(d, 0.4, padding=1))
+    return d.step(
+        f"F.conv{rank}d({{0}}, {weight}{{settings}})", x, part=part, **some(d, 0.4, padding=1)
+    )
 
 
 def linear(d: Drawer) -> int:
@@ -125,7 +128,9 @@ def pool(d: Drawer) -> int:
     kernel = each(d, rank, 1, 3)
     options = some(d, 0.5, stride=each(d, rank, 1, 3)) | some(d, 0.25, ceil_mode=True)
     if kind == "lp":
-        return d.step(f"F.lp_pool{rank}d({{0}}.abs() + 0.1, 2.0, {kernel}{{settings}})", x, **options)
+        return d.step(
+            f"F.lp_pool{rank}d({{0}}.abs() + 0.1, 2.0, {kernel}{{settings}})", x, **options
+        )
     options |= some(d, 0.4, padding=each(d, rank, 0, 1))
     if kind == "avg":
         options |= some(d, 0.4, count_include_pad=False)
@@ -141,7 +146,9 @@ def pad(d: Drawer) -> int:
     rank = d.values[x].ndim - 2
     mode = r.choice(("constant",) * 4 + ("reflect", "replicate", "circular"))
     if mode != "constant":
-        return d.step("F.pad({0}, %s{settings})" % [r.randint(0, 2) for _ in range(2 * rank)], x, mode=mode)
+        return d.step(
+            "F.pad({0}, %s{settings})" % [r.randint(0, 2) for _ in range(2 * rank)], x, mode=mode
+        )
     amounts = [r.randint(-1, 2) for _ in range(2 * r.randint(1, rank + 1))]
     value = r.choice((0.0, 0.0, 1.0, -1.0, 0.37, -0.0))
     return d.step(f"F.pad({{0}}, {amounts}{{settings}})", x, **some(d, 0.6, value=value))
@@ -164,19 +171,27 @@ def resample(d: Drawer) -> int:
     options: dict[str, Any] = {}
     if mode in (smooth, "bicubic"):
         options |= some(d, 0.4, align_corners=True)
-        options |= some(d, 0.3, antialias=True) if rank == 2 else {}
+        options |= some(d, 0.5, antialias=True) if rank == 2 else {}
     if d.chance(0.4):
-        return d.step(f"F.interpolate({{0}}, size={each(d, rank, 2, 9)}, mode={mode!r}{{settings}})", x, **options)
+        return d.step(
+            f"F.interpolate({{0}}, size={each(d, rank, 2, 9)}, mode={mode!r}{{settings}})",
+            x,
+            **options,
+        )
     factor = r.choice((1, 2.0, 0.5, 1.5, 3.0, 1.0, 0.7))
     options |= some(d, 0.2, recompute_scale_factor=True)
-    return d.step(f"F.interpolate({{0}}, scale_factor={factor}, mode={mode!r}{{settings}})", x, **options)
+    return d.step(
+        f"F.interpolate({{0}}, scale_factor={factor}, mode={mode!r}{{settings}})", x, **options
+    )
 
 
 def shuffle(d: Drawer) -> int:
     """Depth to space and back, channel shuffles."""
     x, r = d.floating(4), d.rng
     shape = d.values[x].shape
-    text = r.choice(("F.pixel_shuffle({0}, 2)", "F.pixel_unshuffle({0}, 2)", "F.channel_shuffle({0}, 2)"))
+    text = r.choice(
+        ("F.pixel_shuffle({0}, 2)", "F.pixel_unshuffle({0}, 2)", "F.channel_shuffle({0}, 2)")
+    )
     if "unshuffle" in text and shape[2] % 2 + shape[3] % 2:
         x = d.step(f"F.pad({{0}}, [0, {shape[3] % 2}, 0, {shape[2] % 2}])", x)
     return d.step(text, x)
@@ -203,7 +218,9 @@ def residual(d: Drawer) -> int:
         y = d.step(d.rng.choice(("F.relu({0})", "F.silu({0})", "{0} * 0.5", "{0}.clone()")), y)
     if d.values[y].shape != shape or d.chance(0.3):
         x = d.layer(f"nn.Conv{len(shape) - 2}d({shape[1]}, {d.values[y].shape[1]}, 1)", x)
-    join = d.rng.choice(("{0} + {1}", "{1} - {0}", "{0} * {1}", "torch.add({0}, {1}, alpha=-0.5)", "{0}.add_({1})"))
+    join = d.rng.choice(
+        ("{0} + {1}", "{1} - {0}", "{0} * {1}", "torch.add({0}, {1}, alpha=-0.5)", "{0}.add_({1})")
+    )
     return d.step(join, y, x)
 
 

@@ -22,15 +22,22 @@ def _kind(outcome: Outcome) -> tuple[str, str]:
 
 def _smaller(network: Network) -> Iterator[Network]:
     """Networks with one thing less, those with much less first."""
-    first, size = len(network.inputs), _size(network)
+    first, size, steps = len(network.inputs), _size(network), network.steps
+    results, fixed = network.results, (replace(item, dynamic=()) for item in network.inputs)
+    ends = ((first + number,) for number in range(len(steps)))
+    fewer = (results[:n] + results[n + 1 :] for n in range(len(results)))
+    reads = ((number, read) for number, step in enumerate(steps) for read in step.reads)
     candidates = (
-        *(replace(network, results=(number,), form="single") for number in range(first, first + len(network.steps))),
-        *(replace(network, results=network.results[:n] + network.results[n + 1 :]) for n in range(len(network.results))),
-        *(without(network, number, read) for number, step in enumerate(network.steps) for read in step.reads),
-        *(replace(network, steps=_changed(network.steps, n, item)) for n, item in _simpler(network.steps)),
-        *(replace(network, parts=_changed(network.parts, n, item)) for n, item in _simpler(network.parts)),
-        *(replace(network, inputs=tuple(replace(i, dynamic=()) for i in network.inputs)),),
-    )  # fmt: skip
+        *(replace(network, results=end, form="single") for end in ends),
+        *(replace(network, results=kept) for kept in fewer),
+        *(without(network, number, read) for number, read in reads),
+        *(replace(network, steps=_changed(steps, n, item)) for n, item in _simpler(steps)),
+        *(
+            replace(network, parts=_changed(network.parts, *pair))
+            for pair in _simpler(network.parts)
+        ),
+        replace(network, inputs=tuple(fixed)),
+    )
     for candidate in candidates:
         if candidate.results and _size(pruned := candidate.pruned()) < size:
             yield pruned
@@ -66,4 +73,4 @@ def _simpler(items: tuple[Step, ...] | tuple[Part, ...]) -> Iterator[tuple[int, 
 
 
 def _changed(items: tuple, position: int, item: Step | Part) -> tuple:  # type: ignore[type-arg]
-    return items[:position] + (item,) + items[position + 1 :]
+    return (*items[:position], item, *items[position + 1 :])

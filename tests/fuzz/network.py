@@ -168,13 +168,16 @@ class Network:
 
     def single(self) -> "Network":
         """The same network in float32."""
+
         def narrow(text: str) -> str:
             return text.replace("torch.float64", "torch.float32").replace("double()", "float()")
 
         kinds = {"float": "single"}
         return replace(
             self,
-            inputs=tuple(replace(item, kind=kinds.get(item.kind, item.kind)) for item in self.inputs),
+            inputs=tuple(
+                replace(item, kind=kinds.get(item.kind, item.kind)) for item in self.inputs
+            ),
             steps=tuple(replace(step, text=narrow(step.text)) for step in self.steps),
             dtype="float32",
         )

@@ -22,6 +22,8 @@ from tests.fuzz.check import Outcome, check, check_file
 from tests.fuzz.drawing import draw_network
 from tests.fuzz.minimise import minimise
 
+KINDS = "fine", "refused", "unproven", "mismatch", "error"
+
 
 def outcome_of(seed: int, onnx: bool = False) -> Outcome:
     """What comes of the network of a seed."""
@@ -51,11 +53,14 @@ def smallest(seed: int, onnx: bool = False) -> str:
 def table(found: dict[int, Outcome]) -> str:
     """The figures, and every reason with the number of times that it was given."""
     kinds = Counter(item.kind for item in found.values())
-    rewrites = [sum(column) for column in zip(*(o.rewrites for o in found.values() if o.rewrites), strict=True)]
+    rewrites = [
+        sum(column)
+        for column in zip(*(o.rewrites for o in found.values() if o.rewrites), strict=True)
+    ]
     undone = Counter(_shape(reason) for item in found.values() for reason in item.undone)
     lines = [
         f"networks                {len(found)}",
-        *(f"{kind:24}{kinds[kind]}" for kind in ("fine", "refused", "unproven", "mismatch", "error")),
+        *(f"{kind:24}{kinds[kind]}" for kind in KINDS),
         f"other sizes, right      {sum(item.sizes for item in found.values())}",
         f"other sizes, refused    {sum(item.kept_out for item in found.values())}",
         f"rewrites                {' / '.join(map(str, rewrites))} (with / without certificates)",
