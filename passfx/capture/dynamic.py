@@ -76,7 +76,9 @@ def dim_names(graph_module: GraphModule, inputs: list[Any], dims: Dims) -> dict[
     return names
 
 
-def resample(given: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+def resample(
+    given: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator
+) -> torch.Tensor:
     """A tensor of `shape` with elements drawn from `given`, so that they stay in its domain."""
     flat = given.detach().cpu().reshape(-1)
     if given.dtype.is_floating_point and (not flat.numel() or bool((flat == flat[0]).all())):

@@ -12,8 +12,10 @@ from torch.fx import GraphModule
 
 from passfx.analysis.cost import graph_cost
 from passfx.analysis.shortcuts import Shortcut
+from passfx.capture.bounds import Bounds
 from passfx.capture.guard import InputCheck
 from passfx.capture.program import Captured, capture
+from passfx.capture.trial import later_rules
 from passfx.export.settings import ExportSettings
 from passfx.graph.evaluate import run_flat
 from passfx.graph.query import tensors
@@ -57,6 +59,7 @@ class Optimized:
         seed: int = 0,
         input_names: Sequence[str] | None = None,
         output_names: Sequence[str] | None = None,
+        allow_guards: bool = False,
         progress: Progress = silent,
     ) -> Report:
         """Write the optimised model as ONNX and prove the file under ONNX Runtime.
@@ -81,12 +84,15 @@ class Optimized:
             seed: of the sample inputs.
             input_names, output_names: one per flat tensor; by default the parameters of `forward`
                 and the keys of its result ("output" where it has none).
+            allow_guards: write the file although it is wrong for sizes that the model takes: those
+                that the captured graph is not made for (`report.rules`), and no file can refuse.
 
         Returns:
             The report, with `parity`, `onnx` and `opset` filled in.
 
         Raises:
-            ExportError: the model cannot be written; nothing is left behind.
+            ExportError: the model cannot be written, or only for fewer sizes than it takes; nothing
+                is left behind.
             VerificationError: the file disagrees with the model; nothing is left behind.
             RuntimeUnavailableError: `verify` needs onnxruntime, which is not installed.
         """
@@ -94,7 +100,7 @@ class Optimized:
 
         settings = ExportSettings(
             precision, opset, epilogues, fp16_io, accuracy, calibration, verify, rtol, seed,
-            input_names, output_names,
+            input_names, output_names, allow_guards,
         )  # fmt: skip
         return export_file(self.module, self.captured, self.report, Path(path), settings, progress)
 
@@ -179,12 +185,17 @@ def capture_source(
 def optimize_source(spec: SourceSpec, plan: Plan, progress: Progress = silent) -> Optimized:
     """Load, capture and rewrite a model, proving each rewrite but not yet the whole."""
     found = capture_source(spec, plan.target, progress)
-    seconds = dict(found.report.seconds)
+    seconds, captured = dict(found.report.seconds), found.captured
+    bounds = Bounds(captured.graph_module, captured.flat_inputs)
     with timed(seconds, "passes"):
-        module, passes = optimize_graph(found.captured, plan.passes, plan.verify, progress)
-    InputCheck.of(found.captured, module).attach(module)
-    report = replace(found.report, after=graph_cost(module), passes=passes, seconds=seconds)
-    return replace(found, module=module, report=report)
+        module, passes = optimize_graph(captured, plan.passes, plan.verify, progress)
+    rules = later_rules(bounds, captured.rules, captured.graph_module, module)
+    captured = replace(captured, rules=rules)
+    InputCheck.of(captured, module).attach(module)
+    report = replace(
+        found.report, after=graph_cost(module), passes=passes, seconds=seconds, rules=rules
+    )
+    return replace(found, module=module, report=report, captured=captured)
 
 
 def find_shortcuts(

@@ -42,6 +42,7 @@ def captured_report(
         after=cost,
         shortcuts=find_shortcuts(captured.graph_module),
         seconds=seconds,
+        rules=captured.rules,
     )
 
 
