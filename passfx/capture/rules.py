@@ -126,7 +126,9 @@ def _said_of_one(formula: str) -> str | None:
     if set(re.findall(r"\bp\d+\b", formula)) != {"p0"}:
         return None
     numbers = [int(number) for number in re.findall(r"\b\d+\b", formula)]
-    last = max([_BOX, *(2 * number for number in numbers if number < _BOX**2)])
+    last = max([_BOX, *(2 * number for number in numbers)])
+    if last > _BOX**2:
+        return None
     condition = condition_of(formula, 1)
     taken = [size for size in range(1, last + 1) if satisfied(condition, [size])]
     if len(taken) < 2:
