@@ -1,18 +1,21 @@
 """What the tracer found out and took for granted about sizes, as formulas of the inputs' sizes.
 
-It keeps them in three places: inputs whose sizes are formulas of one symbol (equal sizes, multiples),
-the range of each symbol, and guards, which are what its own and the model's comparisons came to.
+It keeps them in three places: inputs whose sizes are formulas of one symbol (equal sizes,
+multiples), the range of each symbol, and guards, which are what its own comparisons and those of
+the model came to.
 """
 
 import ast
 import inspect
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
@@ -20,8 +23,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._sympy.functions import FloorDiv
 from torch.utils._sympy.printers import PythonPrinter
 
-from passfx.capture.dynamic import Dims
-from passfx.capture.rules import Origin, Place, compiled, satisfied
+from passfx.capture.dynamic import Dims, resample
+from passfx.capture.rules import Origin, Place, compiled, condition_of, satisfied
 from passfx.errors import CaptureError
 from passfx.graph.query import value
 
@@ -55,26 +58,30 @@ class Bound:
     line: str | None = None
     is_shape: bool = False
 
-    @property
+    @cached_property
     def used(self) -> list[int]:
         """The numbers of the places it is about, in the order of the formula."""
         return list(dict.fromkeys(map(int, re.findall(r"\bp(\d+)\b", self.formula))))
 
-    @property
+    @cached_property
     def local(self) -> str:
         """The formula with the places that it is about as p0, p1, … in their order."""
         order = self.used
         return re.sub(r"\bp(\d+)\b", lambda match: f"p{order.index(int(match[1]))}", self.formula)
 
-    @property
+    @cached_property
     def numbers(self) -> set[int]:
         """The numbers in the formula, near which it may change."""
         return {int(number) for number in re.findall(r"\b\d+\b", self.formula)}
 
-    def holds(self, point: Sequence[int]) -> bool:
+    @cached_property
+    def condition(self) -> str:
+        """A function of the sizes of the places it is about."""
+        return condition_of(self.local, len(self.used))
+
+    def holds(self, point: Point) -> bool:
         """Whether the sizes of all places fulfil it."""
-        names = ", ".join(f"p{number}" for number in range(len(point)))
-        return satisfied(f"lambda {names}: {self.formula}", point)
+        return satisfied(self.condition, [point[number] for number in self.used])
 
 
 @dataclass(frozen=True)
@@ -100,8 +107,9 @@ class Bounds:
     """The sizes of a captured program that vary, and all that is known about them."""
 
     def __init__(self, graph_module: GraphModule, flat: Sequence[Any]) -> None:
+        self.flat = flat
         self.places: list[Place] = []
-        sizes: list[torch.SymInt] = []
+        sizes: list[Any] = []
         for index, node in enumerate(graph_module.graph.find_nodes(op="placeholder")):
             given = value(node)
             whole = [(None, given)]
@@ -110,16 +118,16 @@ class Bounds:
                     self.places.append(Place(index, str(node.target), axis))
                     sizes.append(size)
         self.example = tuple(place.read(flat) for place in self.places)
-        self.environment = sizes[0].node.shape_env if sizes else None
-        self.made = len(self.environment.guards) if sizes else 0
+        self.environment: Any = sizes[0].node.shape_env if sizes else None
+        self.made = len(self.environment.guards) if self.environment else 0
         self.symbols: dict[sympy.Symbol, Symbol] = {}
+        self._functions: dict[Any, str] = {}
         self._names = _source_names(graph_module, flat, self.places)
-        self._shapes = list(self._bind([size.node.expr for size in sizes]))
-        formulas = ", ".join(_print(size.node.expr) for size in sizes)
-        self._sizes = f"lambda {', '.join(map(str, self.symbols))}: ({formulas},)"
+        self._said = list(self._bind([size.node.expr for size in sizes]))
+        self._sizes = [size.node.expr for size in sizes]
 
     def _bind(self, sizes: Sequence[Any]) -> Iterator[str]:
-        """Read every symbol from a place, one that has no factor first; what is left are formulas."""
+        """Read every symbol from a place, one without a factor first; give what is left to say."""
         for number in sorted(range(len(sizes)), key=lambda number: not sizes[number].is_Symbol):
             size, symbols = sizes[number], sizes[number].free_symbols
             if len(symbols) == 1 and not symbols & self.symbols.keys():
@@ -127,13 +135,42 @@ class Bounds:
                 factor, offset = (int(item) for item in sympy.Poly(size, symbol).all_coeffs())
                 self.symbols[symbol] = Symbol(number, factor, offset)
                 if factor != 1:
-                    yield f"(p{number} - {offset}) % {factor} == 0"
+                    yield f"({_print(sympy.Symbol(f'p{number}') - offset)}) % {factor} == 0"
             else:
                 yield f"p{number} == {self._formula(size)}"
 
     def point(self, values: Sequence[int]) -> Point:
         """The sizes of all places at values of the symbols."""
-        return tuple(compiled(self._sizes)(*values))
+        return tuple(self.size(expr, values) for expr in self._sizes)
+
+    def _shapes(self, point: Point) -> list[list[int] | None]:
+        shapes = [list(item.shape) if hasattr(item, "shape") else None for item in self.flat]
+        for place, size in zip(self.places, point, strict=True):
+            if place.axis is not None:
+                shapes[place.index][place.axis] = size  # type: ignore[index]
+        return shapes
+
+    def elements(self, point: Point) -> int:
+        """How many elements the inputs have at some sizes."""
+        return sum(math.prod(shape) for shape in self._shapes(point) if shape is not None)
+
+    def inputs(self, point: Point, generator: torch.Generator) -> list[Any]:
+        """Flat inputs of some sizes, with elements drawn from those of the example."""
+        shaped = zip(self.flat, self._shapes(point), strict=True)
+        drawn = [
+            item if shape is None else resample(item, tuple(shape), generator)
+            for item, shape in shaped
+        ]
+        for place, size in zip(self.places, point, strict=True):
+            if place.axis is None:
+                drawn[place.index] = size
+        return drawn
+
+    def size(self, expr: Any, values: Sequence[int]) -> int:
+        """A formula of the symbols at values of all of them."""
+        if expr not in self._functions:
+            self._functions[expr] = f"lambda {', '.join(map(str, self.symbols))}: {_print(expr)}"
+        return int(compiled(self._functions[expr])(*values))
 
     def all(self, program: ExportedProgram, dims: Dims, flat: Sequence[Any]) -> list[Bound]:
         """Every bound: what the user declared, what shapes say, guards, and ranges.
@@ -156,7 +193,7 @@ class Bounds:
         return [*declared, *self._of_shapes(named), *self.guards(), *self._of_ranges(program)]
 
     def _of_shapes(self, named: Mapping[int, Any]) -> Iterator[Bound]:
-        for formula in self._shapes:
+        for formula in self._said:
             used = set(Bound(formula).used)
             roots = {_root(named.get(number)) for number in used}
             origin: Origin | None = "declared" if None not in roots and len(roots) == 1 else None
@@ -203,10 +240,8 @@ class Bounds:
             CaptureError: it checks something that cannot be read.
         """
         checked = [self._parse(text) for text in getattr(program, "_guards_code", ())]
-        ranges = (
-            item for item in self._of_ranges(program) if not item.formula.endswith((">= 1", ">= 2"))
-        )
-        shapes = map(Bound, self._shapes)
+        ranges = (item for item in self._of_ranges(program) if item.numbers - {0, 1, 2})
+        shapes = (Bound(formula, is_shape=True) for formula in self._said)
         guards = () if checked else self.guards()
         found = [*shapes, *map(Bound, checked), *guards, *ranges]
         return [replace(item, origin="program") for item in found]
@@ -254,9 +289,10 @@ def _source_names(
     parameters = list(inspect.signature(graph_module.forward).parameters)
     given = pytree.tree_unflatten(list(range(len(flat))), graph_module._in_spec)
     paths = [path for path, _ in pytree.tree_flatten_with_path(given)[0]]
-    names = {}
+    names: dict[str, int] = {}
     for number, place in enumerate(places):
-        kind, key, *rest = paths[place.index]
+        path: Any = paths[place.index]
+        kind, key, *rest = path
         of = parameters[key.idx] if kind.idx == 0 else key.key
         inner = pytree.keystr(tuple(rest))
         size = "" if place.axis is None else f".size()[{place.axis}]"

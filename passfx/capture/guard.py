@@ -12,6 +12,7 @@ from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
 from passfx.capture.program import Captured
+from passfx.capture.rules import SizeRule
 from passfx.graph.query import value
 
 _Check = Callable[[Any], None]
@@ -25,12 +26,14 @@ class InputCheck:
         parameters: of the graph's `forward`; the first `positional` of them are given by place.
         spec: how the inputs are nested.
         expected: a check of each flat input; None for a number that may vary.
+        rules: what must hold for the sizes that vary.
     """
 
     parameters: tuple[str, ...]
     positional: int
     spec: pytree.TreeSpec
     expected: tuple[_Check | None, ...]
+    rules: tuple[SizeRule, ...] = ()
 
     @classmethod
     def of(cls, captured: Captured, module: GraphModule) -> "InputCheck":
@@ -40,6 +43,7 @@ class InputCheck:
             len(captured.args),
             module._in_spec,
             tuple(map(_expected, captured.placeholders)),
+            captured.rules,
         )
 
     def attach(self, module: GraphModule) -> None:
@@ -65,6 +69,8 @@ class InputCheck:
         for item, expected in zip(flat, self.expected, strict=True):
             if expected is not None:
                 expected(item)
+        for rule in self.rules:
+            rule.check(flat)
 
 
 def _expected(node: Node) -> _Check | None:

@@ -5,9 +5,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, Literal, cast
-
-import torch
 
 Origin = Literal["declared", "model", "traced", "program", "empty"]
 
@@ -18,6 +17,7 @@ _REASONS: dict[str, str] = {
     "program": "because the exported program takes no others",
     "empty": "because the graph was captured with a tensor that is not empty",
 }
+_TORCH = SimpleNamespace(sym_max=max, sym_min=min, sym_float=float)
 _BOX = 512  # sizes up to here decide how the rule of one size is said
 
 
@@ -104,13 +104,13 @@ def satisfied(condition: str, sizes: Iterable[int]) -> bool:
 @cache
 def compiled(condition: str) -> Callable[..., Any]:
     """A function from its text."""
-    names = {"max": max, "min": min, "math": math, "torch": torch, "__builtins__": {}}
+    names = {"max": max, "min": min, "math": math, "torch": _TORCH, "__builtins__": {}}
     return cast(Callable[..., Any], eval(condition, names))
 
 
-def condition_of(formula: str, places: Sequence[Place]) -> str:
+def condition_of(formula: str, count: int) -> str:
     """The text of a function of the sizes of some places, which a formula calls p0, p1, …"""
-    return f"lambda {', '.join(f'p{number}' for number, _ in enumerate(places))}: {formula}"
+    return f"lambda {', '.join(f'p{number}' for number in range(count))}: {formula}"
 
 
 def said(formula: str, places: Sequence[Place]) -> str:
@@ -126,8 +126,10 @@ def _said_of_one(formula: str) -> str | None:
     if set(re.findall(r"\bp\d+\b", formula)) != {"p0"}:
         return None
     numbers = [int(number) for number in re.findall(r"\b\d+\b", formula)]
-    last = max([_BOX, *(2 * number for number in numbers if number < _BOX**2)])
-    condition = condition_of(formula, [Place(0, "")])
+    last = max([_BOX, *(2 * number for number in numbers)])
+    if last > _BOX**2:
+        return None
+    condition = condition_of(formula, 1)
     taken = [size for size in range(1, last + 1) if satisfied(condition, [size])]
     if len(taken) < 2:
         return f"exactly {taken[0]}" if taken else None

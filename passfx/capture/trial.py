@@ -8,7 +8,6 @@ were tried.
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
@@ -20,8 +19,8 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from passfx.capture.bounds import Bound, Bounds, Point
-from passfx.capture.dynamic import Dims, Inputs, resample
-from passfx.capture.rules import Origin, SizeRule, condition_of, said
+from passfx.capture.dynamic import Dims, Inputs
+from passfx.capture.rules import Origin, SizeRule, said
 from passfx.errors import quiet
 from passfx.graph.query import source_line, tensors, value
 
@@ -60,7 +59,7 @@ def find_rules(
     if isinstance(model, ExportedProgram):
         return _Search(bounds).rules(bounds.of_program(model))
     spec = pytree.tree_structure(inputs)
-    trial = Trial(bounds, flat, _runner(model, spec), graph_module)
+    trial = Trial(bounds, _runner(model, spec), graph_module)
     return _Search(bounds, trial).rules(bounds.all(program, dims, flat))
 
 
@@ -82,19 +81,20 @@ def later_rules(
     known: Sequence[SizeRule],
     captured: GraphModule,
     rewritten: GraphModule,
-    flat: Sequence[Any],
 ) -> tuple[SizeRule, ...]:
-    """The rules that rewriting a captured graph added to its `known` ones: mostly none.
+    """The `known` rules of a captured graph, and what rewriting it added: mostly nothing.
 
     Args:
         bounds: of the captured graph, made before it was rewritten.
-        flat: the example inputs.
     """
     made = [*bounds.guards(bounds.made)] if bounds.places else []
     if not made:
-        return ()
-    trial = Trial(bounds, flat, Interpreter(captured).run, rewritten)
-    return _Search(bounds, trial, known).rules(made)
+        return tuple(known)
+
+    def run(inputs: list[Any]) -> Any:
+        return Interpreter(captured).run(*inputs, enable_io_processing=False)
+
+    return (*known, *_Search(bounds, Trial(bounds, run, rewritten), known).rules(made))
 
 
 @dataclass
@@ -104,19 +104,18 @@ class Trial:
     Attributes:
         run: the model as a function of flat inputs.
         outcomes: by the sizes of all places: "same"; "graph" where the model has results and the
-            graph has not, or others, or a node of other sizes than its symbols say, with the line of
-            that node; "model" where the model has none.
+            graph has not, or others, or a node of other sizes than its symbols say, with the line
+            of that node; "model" where the model has none.
     """
 
     bounds: Bounds
-    flat: Sequence[Any]
     run: Run
     graph_module: GraphModule
     outcomes: dict[Point, Outcome] = field(default_factory=dict)
 
     def allows(self, point: Point) -> bool:
         """Whether the inputs are not too large to be run at these sizes."""
-        example, there = (self._elements(sizes) for sizes in (self.bounds.example, point))
+        example, there = map(self.bounds.elements, (self.bounds.example, point))
         return there <= max(4 * example, _LARGE)
 
     def outcome(self, point: Point, *, fits: bool) -> Outcome:
@@ -127,7 +126,7 @@ class Trial:
         return self.outcomes[point]
 
     def _compare(self, point: Point, fits: bool) -> Outcome:
-        inputs = self._inputs(point)
+        inputs = self.bounds.inputs(point, torch.Generator().manual_seed(0))
         try:
             wanted = tensors(self.run(copy.deepcopy(inputs)))
         except Exception:
@@ -142,36 +141,14 @@ class Trial:
         alike = len(wanted) == len(found) and all(map(_alike, found, wanted))
         return ("same", None) if alike else ("graph", None)
 
-    def _shapes(self, point: Point) -> list[list[int] | None]:
-        shapes = [list(item.shape) if hasattr(item, "shape") else None for item in self.flat]
-        for place, size in zip(self.bounds.places, point, strict=True):
-            shape = shapes[place.index]
-            if shape is not None and place.axis is not None:
-                shape[place.axis] = size
-        return shapes
-
-    def _elements(self, point: Point) -> int:
-        return sum(math.prod(shape) for shape in self._shapes(point) if shape)
-
-    def _inputs(self, point: Point) -> list[Any]:
-        generator = torch.Generator().manual_seed(0)
-        whole = {
-            place.index: size
-            for place, size in zip(self.bounds.places, point, strict=True)
-            if place.axis is None
-        }
-        return [
-            whole.get(index, item) if shape is None else resample(item, tuple(shape), generator)
-            for index, (item, shape) in enumerate(zip(self.flat, self._shapes(point), strict=True))
-        ]
-
 
 class _Checked(Interpreter):
     """Runs a graph, and fails at the first node whose sizes are not those that its symbols say."""
 
     def __init__(self, graph_module: GraphModule, bounds: Bounds, point: Point) -> None:
         super().__init__(graph_module)
-        self.values = {symbol: item.read(point) for symbol, item in bounds.symbols.items()}
+        self.bounds = bounds
+        self.values = [item.read(point) for item in bounds.symbols.values()]
         self.line: str | None = None
 
     def run_node(self, n: Node) -> Any:
@@ -190,7 +167,8 @@ class _Checked(Interpreter):
         if isinstance(told, int):
             return told == given
         expr = told.node.expr
-        return not expr.free_symbols <= self.values.keys() or expr.xreplace(self.values) == given
+        is_known = expr.free_symbols <= self.bounds.symbols.keys()
+        return not is_known or self.bounds.size(expr, self.values) == given
 
 
 def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -288,7 +266,10 @@ class _Search:
             nearest.setdefault(tuple(point[number] for number in bound.used), point)
         runnable = [point for point in nearest.values() if self.trial.allows(point)]
         is_all = len(runnable) == len(nearest) <= _FEW
-        chosen = runnable if is_all else [*runnable[: _TRIES - 1], *runnable[-1:]]
+        known = [point for point in distance if point in self.trial.outcomes]
+        chosen = [*known, *runnable[: _TRIES - 1], *runnable[-1:]][: max(_TRIES, len(known))]
+        if is_all and bound.line:
+            chosen = runnable
         happened = set()
         for point in chosen:
             what, line = self.trial.outcome(point, fits=not bound.is_shape)
@@ -303,5 +284,4 @@ class _Search:
 
     def _rule(self, bound: Bound, origin: Origin, line: str | None) -> SizeRule:
         places = tuple(self.bounds.places[number] for number in bound.used)
-        formula = bound.local
-        return SizeRule(places, condition_of(formula, places), said(formula, places), origin, line)
+        return SizeRule(places, bound.condition, said(bound.local, places), origin, line)

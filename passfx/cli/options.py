@@ -1,5 +1,6 @@
 """The options that commands share; what is heavy is imported when a value is made of them."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from passfx.cli.command import (
 from passfx.cli.output import Output
 from passfx.errors import SourceError
 from passfx.export.settings import OPSETS, PRECISIONS, ExportSettings
-from passfx.source.spec import SourceSpec
+from passfx.source.spec import Axes, SourceSpec
 from passfx.target import CPU, TARGETS
 
 MODEL = click.Argument(["model"], type=FILE, metavar="MODEL.onnx")
@@ -45,12 +46,19 @@ def source_spec(arguments: Sequence[str], dynamic_axes: Sequence[str], **given: 
     return SourceSpec(arguments=named, dynamic_axes=axes, **given)
 
 
-def _parse_dynamic(text: str) -> tuple[str, list[int]]:
-    name, _, axes = text.rpartition(":")
-    parsed = _numbers(axes)
-    if not name or not parsed:
-        raise SourceError(f"the dynamic axes {text!r} are not of the form NAME:0,2,3")
-    return name, parsed
+def _parse_dynamic(text: str) -> tuple[str, Axes]:
+    """`NAME:0,2,3`, each axis with `=MIN:MAX` where it has a range; an end may be left out."""
+    name, _, axes = text.partition(":")
+    form = r"(\d+)(?:=(\d*):(\d*))?"
+    found = [re.fullmatch(form, item) for item in axes.split(",")]
+    if not name or None in found:
+        raise SourceError(
+            f"the dynamic axes {text!r} are not of the form NAME:0,2,3 or NAME:0,2=8:100"
+        )
+    ends = [tuple(int(end) if end else None for end in item.groups()) for item in found if item]
+    if any(low is not None and high is not None and low > high for _, low, high in ends):
+        raise SourceError(f"a range of the dynamic axes {text!r} ends before it starts")
+    return name, {axis: (low, high) for axis, low, high in ends if axis is not None}
 
 
 def _parse_batches(text: str) -> list[int]:
@@ -79,8 +87,8 @@ SOURCE = Group(source_spec, (
     option("--input-shape", "input_shapes", multiple=True, metavar="[NAME:]1x3x224x224",
         help="A random input of this shape; repeatable, one for each input."),
     option("--dynamic-batch", is_flag=True, help="Let the first axis of every input vary."),
-    option("--dynamic", "dynamic_axes", multiple=True, metavar="NAME:0,2,3",
-        help="Let these axes of an input vary; repeatable."),
+    option("--dynamic", "dynamic_axes", multiple=True, metavar="NAME:0,2=8:100",
+        help="Let these axes of an input vary, from =MIN:MAX where that is given; repeatable."),
     TRUST,
     SEED,
 ))  # fmt: skip
@@ -111,6 +119,8 @@ EXPORT = Group(ExportSettings, (
     option("--input-names", type=_names, metavar="A,B", help="Names of the inputs in the file."),
     option("--output-names", type=_names, metavar="A,B", help="Names of the outputs in the file."),
     NONFINITE,
+    option("--allow-guards", is_flag=True, help="Write a file that is wrong at sizes which the "
+        "model takes and the captured graph does not."),
     _VERIFY,
     SEED,
 ))  # fmt: skip

@@ -288,11 +288,16 @@ def sizes(item: onnx.ValueInfoProto) -> tuple[int | str | None, ...]:
 
 
 def _name_dims(model: ir.Model, captured: Captured) -> None:
-    """Dynamic sizes by the names that the user gave them instead of the tracer's symbols."""
+    """Dynamic sizes by the names that the user gave them instead of the tracer's symbols.
+
+    One that the exporter does not know stays without a name: equal names are equal sizes.
+    """
     inner = (item for node in model.graph.all_nodes() for item in node.outputs)
     for item in (*model.graph.inputs, *model.graph.outputs, *inner):
         if item.shape is not None and not item.shape.is_static():
             item.shape = ir.Shape(
-                captured.dim_name(str(size.value)) if isinstance(size, ir.SymbolicDim) else size
+                captured.dim_name(str(size.value))
+                if isinstance(size, ir.SymbolicDim) and size.value is not None
+                else size
                 for size in item.shape
             )

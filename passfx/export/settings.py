@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from passfx.capture.rules import SizeRule
 from passfx.errors import ExportError
 from passfx.files import check_apart, check_writable
 from passfx.target import Target
@@ -33,6 +34,7 @@ class ExportSettings:
     input_names: Sequence[str] | None = None
     output_names: Sequence[str] | None = None
     allow_nonfinite: bool = False
+    allow_guards: bool = False
 
     @property
     def tolerance(self) -> float:
@@ -44,6 +46,20 @@ class ExportSettings:
         if self.epilogues is None:
             return target.fuses_epilogues and self.precision == "fp32"
         return self.epilogues
+
+    def check_rules(self, rules: Sequence[SizeRule]) -> None:
+        """Refuse a file that would be wrong at sizes which the model takes, unless it is allowed.
+
+        Raises:
+            ExportError: the first such rule, and the ways out.
+        """
+        traced = next((rule for rule in rules if rule.origin == "traced"), None)
+        if traced is not None and not self.allow_guards:
+            raise ExportError(
+                f"{traced}, while the model takes other sizes, for which the file would be wrong: "
+                "declare the range (--dynamic NAME:AXIS=MIN:MAX, or Dim(min=, max=) in "
+                "dynamic_shapes), or accept it with --allow-guards (allow_guards=True)"
+            )
 
     def check(self, path: Path, target: Target) -> None:
         """Refuse what cannot be written before any work is done.

@@ -13,7 +13,7 @@ from passfx.files import check_apart
 from passfx.jobs.optimize import optimize_source
 from passfx.pipeline import Plan, Progress, silent
 from passfx.report.model import Report
-from passfx.source.spec import SourceSpec
+from passfx.source.spec import Axes, SourceSpec
 from passfx.target import CPU, find_target
 
 
@@ -27,7 +27,7 @@ def convert(
     weights: str | PathLike[str] | None = None,
     input_shapes: Sequence[str] = (),
     dynamic_batch: bool = False,
-    dynamic_axes: Mapping[str, Sequence[int]] | None = None,
+    dynamic_axes: Mapping[str, Axes] | None = None,
     dynamic_shapes: Any = None,
     target: str = CPU.name,
     precision: str = "fp32",
@@ -46,6 +46,7 @@ def convert(
     output_names: Sequence[str] | None = None,
     trust_pickle: bool = False,
     allow_nonfinite: bool = False,
+    allow_guards: bool = False,
     progress: Progress = silent,
 ) -> Report:
     """Convert a model to an optimised ONNX file, and prove the file under ONNX Runtime.
@@ -57,11 +58,12 @@ def convert(
         arguments, weights, input_shapes: for a source: the factory's arguments, a state dict to
             load (.safetensors, or .pt/.pth), and "[NAME:]1x3x224x224" for each random input.
         dynamic_batch: the first axis of every input may vary.
-        dynamic_axes: the axes of each input (a parameter of `forward`) that may vary.
+        dynamic_axes: the axes of each input (a parameter of `forward`) that may vary; a mapping
+            says from where to where each of them does: {"x": {2: (8, 100), 3: (8, None)}}.
         dynamic_shapes: both in `torch.export.export`'s own form, instead of them.
         target, skip, only, verify, allow_nonfinite, save_repro: as in `passfx.optimize`.
         precision, opset, epilogues, fp16_io, accuracy, calibration, rtol, input_names,
-            output_names: as in `Optimized.export`.
+            output_names, allow_guards: as in `Optimized.export`.
         seed: of random weights, inputs and samples.
         trust_pickle: load a "file.pt2" even if that could run any code that is in it.
         progress: told the name of each stage as it starts.
@@ -76,7 +78,7 @@ def convert(
     )  # fmt: skip
     settings = ExportSettings(
         precision, opset, epilogues, fp16_io, accuracy, calibration, verify, rtol, seed,
-        input_names, output_names, allow_nonfinite,
+        input_names, output_names, allow_nonfinite, allow_guards,
     )  # fmt: skip
     plan = Plan(find_target(target), skip, only, verify, allow_nonfinite, save_repro)
     return convert_source(spec, plan, Path(path), settings, progress)

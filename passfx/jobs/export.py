@@ -42,6 +42,7 @@ def export_file(
     """
     target = find_target(report.target)
     settings.check(path, target)
+    settings.check_rules(captured.rules)
     if settings.precision != "fp32":
         require_onnxruntime()
     elif settings.verify:

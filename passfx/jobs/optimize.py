@@ -12,8 +12,10 @@ from torch.fx import GraphModule
 
 from passfx.analysis.cost import graph_cost
 from passfx.analysis.shortcuts import Shortcut
+from passfx.capture.bounds import Bounds
 from passfx.capture.guard import InputCheck
 from passfx.capture.program import Captured, capture
+from passfx.capture.trial import later_rules
 from passfx.capture.weights import hold_tensors
 from passfx.export.settings import ExportSettings
 from passfx.graph.aliases import FreshResults
@@ -61,6 +63,7 @@ class Optimized:
         input_names: Sequence[str] | None = None,
         output_names: Sequence[str] | None = None,
         allow_nonfinite: bool = False,
+        allow_guards: bool = False,
         progress: Progress = silent,
     ) -> Report:
         """Write the optimised model as ONNX and prove the file under ONNX Runtime.
@@ -88,12 +91,15 @@ class Optimized:
                 and the keys of its result ("output" where it has none).
             allow_nonfinite: accept weights that are NaN or infinite, and results on the example
                 inputs that are, though nothing is proven of them.
+            allow_guards: write the file although it is wrong for sizes that the model takes: those
+                that the captured graph is not made for (`report.rules`), and no file can refuse.
 
         Returns:
             The report, with `parity`, `onnx` and `opset` filled in.
 
         Raises:
-            ExportError: the model cannot be written; nothing is left behind.
+            ExportError: the model cannot be written, or only for fewer sizes than it takes; nothing
+                is left behind.
             VerificationError: the file disagrees with the model; nothing is left behind.
             RuntimeUnavailableError: `verify` needs onnxruntime, which is not installed.
         """
@@ -101,7 +107,7 @@ class Optimized:
 
         settings = ExportSettings(
             precision, opset, epilogues, fp16_io, accuracy, calibration, verify, rtol, seed,
-            input_names, output_names, allow_nonfinite,
+            input_names, output_names, allow_nonfinite, allow_guards,
         )  # fmt: skip
         return export_file(self.module, self.captured, self.report, Path(path), settings, progress)
 
@@ -216,17 +222,22 @@ def optimize_source(
 
 def rewritten(found: Optimized, plan: Plan, progress: Progress = silent) -> Optimized:
     """A captured model after the passes of a plan; what was captured stays as it is."""
+    seconds, captured = dict(found.report.seconds), found.captured
     if plan.verify and not plan.allow_nonfinite:
-        check_weights(found.captured)
-    seconds = dict(found.report.seconds)
+        check_weights(captured)
+    bounds = Bounds(captured.graph_module, captured.flat_inputs)
     with timed(seconds, "passes"):
         module, passes = optimize_graph(
-            found.captured, plan.passes, plan.verify, progress, plan.save_repro
+            captured, plan.passes, plan.verify, progress, plan.save_repro
         )
-    InputCheck.of(found.captured, module).attach(module)
-    FreshResults.attach_to(module, found.captured.aliases)
-    report = replace(found.report, after=graph_cost(module), passes=passes, seconds=seconds)
-    return replace(found, module=module, report=report)
+    rules = later_rules(bounds, captured.rules, captured.graph_module, module)
+    captured = replace(captured, rules=rules)
+    InputCheck.of(captured, module).attach(module)
+    FreshResults.attach_to(module, captured.aliases)
+    report = replace(
+        found.report, after=graph_cost(module), passes=passes, seconds=seconds, rules=rules
+    )
+    return replace(found, module=module, report=report, captured=captured)
 
 
 def find_shortcuts(

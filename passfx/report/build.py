@@ -43,6 +43,7 @@ def captured_report(
         shortcuts=find_shortcuts(captured.graph_module),
         seconds=seconds,
         notes=captured.notes,
+        rules=captured.rules,
     )
 
 

@@ -25,6 +25,7 @@ def print_conversion(console: Console, report: Report) -> None:
     """The before/after table, the shortcuts, the file and its parity."""
     console.print(_cost_table(report))
     console.print(_shortcut_line(report))
+    print_rules(console, report)
     for line in (*_refusal_lines(report), *_note_lines(report)):
         console.print(line)
     print_parity(console, report)
@@ -54,12 +55,19 @@ def print_parity(console: Console, report: Report) -> None:
         console.print(f"File         {file.path}, {size}, opset {file.opset}: {ops}")
 
 
+def print_rules(console: Console, report: Report) -> None:
+    """What must hold for the sizes that vary, a line each."""
+    for rule in report.rules:
+        console.print(f"{'Size':<13}{rule}")
+
+
 def print_inspection(console: Console, report: Report) -> None:
     """Inputs and outputs, every shortcut, and what each pass rewrites or refuses."""
     for what, tensors in (("Input", report.inputs), ("Output", report.outputs)):
         for info in tensors:
             shape = " × ".join(map(str, info.shape)) or "scalar"
             console.print(f"{what:<13}{info.name}: {info.dtype} {shape}")
+    print_rules(console, report)
     console.print(_cost_table(report))
     for item in report.shortcuts:
         place = _place(item.module, item.merge)

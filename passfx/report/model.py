@@ -5,6 +5,7 @@ from typing import Any
 
 from passfx.analysis.cost import GraphCost
 from passfx.analysis.shortcuts import Shortcut
+from passfx.capture.rules import SizeRule
 from passfx.record import OnnxReport, PassReport, TensorInfo
 from passfx.verify.parity import Parity
 from passfx.version import __version__
@@ -30,6 +31,7 @@ class Report:
     parity: Parity | None = None
     onnx: OnnxReport | None = None
     notes: tuple[str, ...] = ()
+    rules: tuple[SizeRule, ...] = ()
 
     @property
     def opset(self) -> int | None:
@@ -46,6 +48,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values; the keys are stable."""
         fields = {"passfx": __version__, **asdict(self), "opset": self.opset}
+        fields["rules"] = [rule.to_dict() for rule in self.rules]
         if self.onnx:
             del fields["onnx"]["opset"]
         fields["graph"] = {"before": fields.pop("before"), "after": fields.pop("after")}
@@ -54,6 +57,6 @@ class Report:
                 del refusal["undone"]
         keys = (
             *("passfx", "source", "target", "precision", "opset", "inputs", "outputs", "notes"),
-            *("graph", "shortcuts", "passes", "parity", "onnx", "seconds"),
+            *("graph", "shortcuts", "passes", "parity", "onnx", "seconds", "rules"),
         )
         return {name: fields[name] for name in keys}

@@ -2,7 +2,7 @@
 
 import ast
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -95,10 +95,15 @@ def dynamic_shapes(source: Source, given: SourceSpec) -> dict[str, Any]:
     def spec(name: str, item: Any) -> dict[int, Any] | None:
         if not isinstance(item, torch.Tensor):
             return None
-        varying = {*axes.get(name, ()), *([0] if given.dynamic_batch and item.ndim else [])}
-        for axis in varying:
+        given_axes = axes.get(name, ())
+        ranges = given_axes if isinstance(given_axes, Mapping) else dict.fromkeys(given_axes)
+        batch: dict[int, Any] = {0: None} if given.dynamic_batch and item.ndim else {}
+        for axis in ranges:
             if not 0 <= axis < item.ndim:
                 raise SourceError(f"input {name!r} has {item.ndim} axes, so none is number {axis}")
-        return dict.fromkeys(sorted(varying), Dim.DYNAMIC)
+        return {
+            axis: Dim.DYNAMIC(*ends) if ends and any(ends) else Dim.DYNAMIC
+            for axis, ends in sorted((batch | dict(ranges)).items())
+        }
 
     return {name: pytree.tree_map(partial(spec, name), item) for name, item in inputs.items()}

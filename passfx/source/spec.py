@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 Arguments = Mapping[str, Any]
 Loaded = tuple[Any, Any]
 
+# The axes of an input that vary, or from where to where each of them does.
+Axes = Sequence[int] | Mapping[int, tuple[int | None, int | None]]
+
 FORMS = "file.py:factory, package.module:factory, timm:NAME, torchvision:NAME or file.pt2"
 
 
@@ -38,7 +41,7 @@ class SourceSpec:
     weights: str | PathLike[str] | None = None
     input_shapes: Sequence[str] = ()
     dynamic_batch: bool = False
-    dynamic_axes: Mapping[str, Sequence[int]] | None = None
+    dynamic_axes: Mapping[str, Axes] | None = None
     dynamic_shapes: Any = None
     seed: int = 0
     trust_pickle: bool = False

@@ -201,7 +201,7 @@ class _Proof:
         return max(channel_error(new, old, scale) for new, old in pairs)
 
     def _note_underflow(self, known: dict[Node, Any]) -> None:
-        """Whether a channel of a result loses by folded values that are too small for their dtype."""
+        """Note whether a channel loses by folded values that are too small for their dtype."""
         if not self.small or self.underflow:
             return
         again = {node: item for node, item in known.items() if node not in self.new} | self.small

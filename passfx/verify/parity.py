@@ -1,19 +1,21 @@
 """The proof of a whole program against the captured model, on numbers; it takes any callable."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from passfx.capture.dynamic import resample
+from passfx.capture.bounds import Bounds, Point
 from passfx.capture.program import Captured
+from passfx.capture.rules import SizeRule
 from passfx.errors import VerificationError
 from passfx.graph.evaluate import run_flat
-from passfx.graph.query import tensors, value
+from passfx.graph.query import tensors
 from passfx.verify.finite import check_results, check_weights
 from passfx.verify.noise import computed_in, rounded_results
 from passfx.verify.output import Output
@@ -23,6 +25,8 @@ _DRAWS = 16  # of the model's own noise, at most
 _HOPELESS = 100  # times the tolerance: what further draws do not excuse
 
 Program = Callable[[list[Any]], Sequence[Any]]
+_NEAR = 65  # sizes beyond the example's, among which one is looked for
+_FEWEST = 2**16  # elements of the inputs that are never too many
 
 
 @dataclass(frozen=True)
@@ -221,33 +225,61 @@ class _Trial:
 def draw_samples(captured: Captured, seed: int) -> Iterator[list[Any]]:
     """The example inputs, then inputs drawn from their values, at other dynamic sizes too.
 
-    One of the other sizes is a multiple of whatever power of two the example's is a multiple of,
-    because many models take no others.
+    All obey the rules of the sizes. One of the other sizes is a multiple of whatever power of two
+    the example's is a multiple of, because many models take no others; two are the ends of the
+    ranges, a far upper one nearer to the example.
     """
     yield captured.flat_inputs
     generator = torch.Generator().manual_seed(seed)
-    for turn in range(3 if captured.program.range_constraints else 1):
-        resized = partial(_resize, turn=turn, captured=captured)
-        yield [
-            resample(given, tuple(map(resized, value(node).shape)), generator)
-            if isinstance(given, Tensor)
-            else given
-            for node, given in zip(captured.placeholders, captured.flat_inputs, strict=True)
-        ]
+    bounds = Bounds(captured.graph_module, captured.flat_inputs)
+    points = [bounds.example]
+    if bounds.places:
+        points += [_resize(bounds, captured.rules, wanted) for wanted in _WANTED]
+    for point in dict.fromkeys(points):
+        yield bounds.inputs(point, generator)
 
 
-def _resize(size: Any, turn: int, captured: Captured) -> int:
-    """A dynamic size one step larger than the example's, or smaller where that is out of range."""
-    if isinstance(size, int):
-        return size
-    expression = size.node.expr
-    values = {}
-    for symbol in expression.free_symbols:
-        example = int(size.node.shape_env.backed_var_to_val[symbol])
-        bounds = captured.program.range_constraints.get(symbol)
-        step = (0, 1, min(example & -example, 64))[turn]
-        sizes = example + step, example - step, example
-        values[symbol] = next(
-            found for found in sizes if bounds is None or bounds.lower <= found <= bounds.upper
-        )
-    return int(expression.subs(values))
+def _resize(bounds: Bounds, rules: Sequence[SizeRule], wanted: "_Wanted") -> Point:
+    """Sizes of all places, where each symbol has the first wanted value that the rules allow."""
+    values = [symbol.read(bounds.example) for symbol in bounds.symbols.values()]
+    room = max(_FEWEST, 2 * bounds.elements(bounds.example))
+
+    def allowed(number: int, value: int) -> bool:
+        point = bounds.point([*values[:number], value, *values[number + 1 :]])
+        sizes = dict(zip(bounds.places, point, strict=True))
+        return all(rule.holds(sizes.__getitem__) for rule in rules)
+
+    def fits(number: int, value: int) -> bool:
+        point = bounds.point([*values[:number], value, *values[number + 1 :]])
+        return bounds.elements(point) <= max(room, bounds.elements(bounds.example))
+
+    for number, example in enumerate(values):
+        options = wanted(example, partial(allowed, number))
+        found = (size for size in options if allowed(number, size) and fits(number, size))
+        values[number] = next(found, example)
+    return bounds.point(values)
+
+
+def _next(example: int, allowed: "_Allowed") -> Iterable[int]:
+    return chain(range(example + 1, example + _NEAR), range(example - 1, 0, -1))
+
+
+def _far(example: int, allowed: "_Allowed") -> Iterable[int]:
+    step = min(example & -example, 64)
+    return example + step, example - step
+
+
+def _smallest(example: int, allowed: "_Allowed") -> Iterable[int]:
+    return range(1, example)
+
+
+def _largest(example: int, allowed: "_Allowed") -> Iterable[int]:
+    """The end of a range that is not far away, else twice the example."""
+    end = max(4 * example, _NEAR)
+    is_endless = any(allowed(size) for size in range(end + 1, end + _NEAR))
+    return range(2 * example if is_endless else end, example, -1)
+
+
+_Allowed = Callable[[int], bool]
+_Wanted = Callable[[int, _Allowed], Iterable[int]]
+_WANTED: tuple[_Wanted, ...] = (_next, _far, _smallest, _largest)

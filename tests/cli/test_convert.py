@@ -85,6 +85,33 @@ def test_options_reach_the_file(folder: Path, invoke: Invoke) -> None:
     assert [item["name"] for item in report["passes"]] == ["collapse"]
 
 
+def test_ranges_of_sizes_and_guards(folder: Path, invoke: Invoke) -> None:
+    (folder / "short.py").write_text(
+        "import torch\n\n"
+        "class Short(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return torch.relu(x) if x.shape[1] > 4 else x * 100\n\n"
+        "build = Short\n\n"
+        "def example_inputs():\n"
+        "    return torch.randn(2, 8)\n"
+    )
+    command = ("convert", "short.py:build", "-o", "short.onnx")
+    refused = invoke(*command, "--dynamic", "x:1")
+    assert refused.exit_code == 2 and not (folder / "short.onnx").exists()
+    assert re.search(
+        r"axis 1 of x must be at least 5, .*short.py:5.*--allow-guards", refused.stderr
+    )
+    for options, origin in (
+        (("--dynamic", "x:1", "--allow-guards"), "because the graph follows"),
+        (("--dynamic", "x:0,1=5:"), "as declared with dynamic_shapes"),
+    ):
+        result = invoke(*command, *options)
+        assert result.exit_code == 0, result.stderr
+        assert f"Size         axis 1 of x must be at least 5, {origin}" in result.stdout
+    for wrong in ("x:1=9:3", "x:1=a:3", "x:1=3"):
+        assert invoke(*command, "--dynamic", wrong).exit_code == 2
+
+
 def test_seed_decides_the_weights(folder: Path, invoke: Invoke) -> None:
     def weights(seed: str) -> bytes:
         invoke("convert", SOURCE, "-o", "out/net.onnx", "-q", "--no-verify", "--seed", seed)

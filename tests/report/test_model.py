@@ -38,7 +38,7 @@ def test_keys_and_their_order(report: Report) -> None:
     fields = report.to_dict()
     assert list(fields) == [
         *("passfx", "source", "target", "precision", "opset", "inputs", "outputs", "notes"),
-        *("graph", "shortcuts", "passes", "parity", "onnx", "seconds"),
+        *("graph", "shortcuts", "passes", "parity", "onnx", "seconds", "rules"),
     ]
     assert fields["passfx"] == __version__
     assert list(fields["graph"]) == ["before", "after"]
