@@ -15,7 +15,7 @@ from passfx.capture.program import Captured
 from passfx.capture.rules import SizeRule
 from passfx.errors import VerificationError
 from passfx.graph.evaluate import run_flat
-from passfx.graph.query import tensors
+from passfx.graph.query import tensors, value
 from passfx.verify.finite import check_results, check_weights
 from passfx.verify.noise import computed_in, rounded_results
 from passfx.verify.output import Output
