@@ -40,6 +40,25 @@ def test_verify_finds_one_changed_weight(folder: Path, invoke: Invoke, made: Pat
     assert invoke("verify", SOURCE, "changed.onnx", "--rtol", "0.1").exit_code == 0
 
 
+def test_what_is_not_finite_is_accepted_where_it_is_meant(
+    folder: Path, invoke: Invoke, made: Path
+) -> None:
+    (folder / "broken.py").write_text(
+        "import net\n\ndef build():\n    model = net.build()\n"
+        "    next(model.parameters()).data.view(-1)[0] = float('nan')\n    return model\n\n"
+        "example_inputs = getattr(net, 'example_inputs', None)\n"
+    )
+    source = ("broken.py:build", "--input-shape", "1x3x6x6")
+    result = invoke("convert", *source, "-o", "out/broken.onnx")
+    assert result.exit_code == 1
+    assert re.match(r"error: the weights are not finite: \S+ holds 1 NaN; mend", result.stderr)
+    assert not list((folder / "out").iterdir())
+    assert invoke("convert", *source, "-o", "b.onnx", "--allow-nonfinite").exit_code == 0
+    assert invoke("verify", *source, "b.onnx").exit_code == 1
+    result = invoke("verify", *source, "b.onnx", "--allow-nonfinite")
+    assert result.exit_code == 0 and "Not finite " in result.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
