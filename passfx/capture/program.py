@@ -123,7 +123,8 @@ def capture(
         if hasattr(dynamic_shapes, "dynamic_shapes"):  # ShapesCollection, AdditionalInputs
             dynamic_shapes = dynamic_shapes.dynamic_shapes(model, *inputs)
         inputs = widen_dynamic(model, _traceable(model, *inputs), dynamic_shapes, dims)
-        program, changed = _export(model, inputs, dynamic_shapes)
+        with quiet():  # also where the model is really called, and torch's hooks are mended
+            program, changed = _export(model, inputs, dynamic_shapes)
     name, traced = type(model).__name__, program.graph
     shared = program_aliases(program)
     refuse_constant_writes(program, name)
@@ -134,7 +135,8 @@ def capture(
     hold_tensors(graph_module, copied=False)
     refuse_random(graph_module, name)
     if changed and isinstance(model, torch.nn.Module):
-        refuse_memory(model, inputs, changed)
+        with quiet():
+            refuse_memory(model, inputs, changed)
     taken = input_names(graph_module)
     return Captured(
         graph_module,
@@ -179,7 +181,7 @@ def _export(
     registered = dict(hooks)
     changed: list[str] = []
     try:
-        with quiet(), _mute(), evaluating(model) as state:
+        with _mute(), evaluating(model) as state:
             # The tracer puts back a part of it by itself, so that it is seen from inside alone.
             model.register_forward_hook(lambda *_: changed.extend(state.changed()))
             program = torch.export.export(model, *inputs, dynamic_shapes=dynamic_shapes)
