@@ -30,13 +30,13 @@ _SETTINGS = Group("passfx.jobs.bench:BenchSettings", (
 _OUTPUT = output("the figures", "the table and a plot")
 
 
-@command(sources=_SOURCES, weights=WEIGHTS, arguments=ARGUMENTS, trust=TRUST,
+@command(sources=_SOURCES, weights=WEIGHTS, arguments=ARGUMENTS, trust_pickle=TRUST,
     settings=_SETTINGS, out=_OUTPUT)  # fmt: skip
 def bench(
     sources: tuple[str, ...],
     weights: Path | None,
     arguments: tuple[str, ...],
-    trust: bool,
+    trust_pickle: bool,
     settings: "BenchSettings",
     out: Output,
 ) -> None:
@@ -60,7 +60,7 @@ def bench(
         "weights": weights,
         "input_shapes": settings.shapes,
         "seed": settings.seed,
-        "trust_pickle": trust,
+        "trust_pickle": trust_pickle,
     }
     specs = [source_spec(arguments, (), source=text, **options) for text in models]
     with out.progress() as progress:

@@ -56,7 +56,8 @@ def test_one_file_for_two_things(folder: Path, made: Path, invoke: Invoke, case:
     ("convert", SOURCE, "-o", "x", "--weights", "n" * 300), ("tune", "n" * 300),
     ("verify", SOURCE, "n" * 300), ("bench", "n" * 300 + ".onnx"), ("convert", "out", "-o", "x"),
     ("convert", "out/", "-o", "x"), ("convert", "", "-o", "x"), ("convert", "empty.pt2", "-o", "x"),
-    ("verify", SOURCE, "empty.pt2"), ("tune", "empty.pt2"), ("tune", "out"), ("convert", "é:é", "-o", "x"),
+    ("verify", SOURCE, "empty.pt2"), ("tune", "empty.pt2"), ("tune", "out"),
+    ("convert", "é:é", "-o", "x"),
     ("deploy", "made.onnx", "--triton", "t", "--name", "n" * 300),
     ("deploy", "made.onnx", "--triton", "net.py"),
 ])  # fmt: skip
