@@ -64,14 +64,26 @@ def find_rules(
 
 
 def _runner(model: torch.nn.Module, spec: pytree.TreeSpec) -> Run:
-    """A copy of a model that shares its parameters, in eval mode, as a function of flat inputs."""
-    twin = copy.deepcopy(model, {id(item): item for item in model.parameters()})
-    for module in twin.modules():
-        module.training = False
+    """A model in eval mode as a function of flat inputs: a copy that shares its parameters.
+
+    One that cannot be copied runs itself, with copies of its buffers.
+    """
+    try:
+        twin = copy.deepcopy(model, {id(item): item for item in model.parameters()})
+    except Exception:
+        twin = model
+    flags = {module: module.training for module in twin.modules()}
 
     def run(flat: list[Any]) -> list[Any]:
         args, kwargs = pytree.tree_unflatten(flat, spec)
-        return pytree.tree_leaves(twin(*args, **kwargs))
+        buffers = {name: item.clone() for name, item in twin.named_buffers()}
+        try:
+            for module in flags:
+                module.training = False
+            return pytree.tree_leaves(torch.func.functional_call(twin, buffers, args, kwargs))
+        finally:
+            for module, training in flags.items():
+                module.training = training
 
     return run
 

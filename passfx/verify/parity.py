@@ -160,7 +160,7 @@ def _next(example: int, allowed: "_Allowed") -> Iterable[int]:
 
 def _far(example: int, allowed: "_Allowed") -> Iterable[int]:
     step = min(example & -example, 64)
-    return example + step, example - step
+    return [size for size in (example + step, example - step) if size]
 
 
 def _smallest(example: int, allowed: "_Allowed") -> Iterable[int]:
