@@ -132,8 +132,13 @@ class Bounds:
             size, symbols = sizes[number], sizes[number].free_symbols
             if len(symbols) == 1 and not symbols & self.symbols.keys():
                 (symbol,) = symbols
-                factor, offset = (int(item) for item in sympy.Poly(size, symbol).all_coeffs())
-                self.symbols[symbol] = Symbol(number, factor, offset)
+                offset, factor = size.subs(symbol, 0), size.coeff(symbol)
+                if size != factor * symbol + offset:
+                    raise CaptureError(
+                        f"{self.places[number]} is traced as {size}, from which {symbol} cannot be "
+                        "read; declare that size as a plain Dim, or leave it fixed"
+                    )
+                self.symbols[symbol] = Symbol(number, int(factor), int(offset))
                 if factor != 1:
                     yield f"({_print(sympy.Symbol(f'p{number}') - offset)}) % {factor} == 0"
             else:

@@ -64,14 +64,26 @@ def find_rules(
 
 
 def _runner(model: torch.nn.Module, spec: pytree.TreeSpec) -> Run:
-    """A copy of a model that shares its parameters, in eval mode, as a function of flat inputs."""
-    twin = copy.deepcopy(model, {id(item): item for item in model.parameters()})
-    for module in twin.modules():
-        module.training = False
+    """A model in eval mode as a function of flat inputs: a copy that shares its parameters.
+
+    One that cannot be copied runs itself, with copies of its buffers.
+    """
+    try:
+        twin = copy.deepcopy(model, {id(item): item for item in model.parameters()})
+    except Exception:
+        twin = model
+    flags = {module: module.training for module in twin.modules()}
 
     def run(flat: list[Any]) -> list[Any]:
         args, kwargs = pytree.tree_unflatten(flat, spec)
-        return pytree.tree_leaves(twin(*args, **kwargs))
+        buffers = {name: item.clone() for name, item in twin.named_buffers()}
+        try:
+            for module in flags:
+                module.training = False
+            return pytree.tree_leaves(torch.func.functional_call(twin, buffers, args, kwargs))
+        finally:
+            for module, training in flags.items():
+                module.training = training
 
     return run
 
@@ -119,7 +131,7 @@ class Trial:
         return there <= max(4 * example, _LARGE)
 
     def outcome(self, point: Point, *, fits: bool) -> Outcome:
-        """What happens at some sizes; the graph is only run where it has formulas for them."""
+        """What happens at some sizes; where the graph has formulas for them, nodes must fit too."""
         if point not in self.outcomes:
             with torch.no_grad(), quiet():
                 self.outcomes[point] = self._compare(point, fits)
@@ -131,9 +143,7 @@ class Trial:
             wanted = tensors(self.run(copy.deepcopy(inputs)))
         except Exception:
             return "model", None
-        if not fits:
-            return "graph", None
-        checked = _Checked(self.graph_module, self.bounds, point)
+        checked = _Checked(self.graph_module, self.bounds, point if fits else None)
         try:
             found = tensors(checked.run(*inputs, enable_io_processing=False))
         except Exception:
@@ -145,10 +155,10 @@ class Trial:
 class _Checked(Interpreter):
     """Runs a graph, and fails at the first node whose sizes are not those that its symbols say."""
 
-    def __init__(self, graph_module: GraphModule, bounds: Bounds, point: Point) -> None:
+    def __init__(self, graph_module: GraphModule, bounds: Bounds, point: Point | None) -> None:
         super().__init__(graph_module)
         self.bounds = bounds
-        self.values = [item.read(point) for item in bounds.symbols.values()]
+        self.values = [item.read(point) for item in bounds.symbols.values()] if point else None
         self.line: str | None = None
 
     def run_node(self, n: Node) -> Any:
@@ -165,10 +175,11 @@ class _Checked(Interpreter):
 
     def _is_size(self, told: int | torch.SymInt, given: int) -> bool:
         if isinstance(told, int):
-            return told == given
+            return told == given or self.values is None
         expr = told.node.expr
-        is_known = expr.free_symbols <= self.bounds.symbols.keys()
-        return not is_known or self.bounds.size(expr, self.values) == given
+        if self.values is None or not expr.free_symbols <= self.bounds.symbols.keys():
+            return True
+        return self.bounds.size(expr, self.values) == given
 
 
 def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -276,7 +287,8 @@ class _Search:
             if what == "graph":
                 return bound, "empty" if is_empty else "traced", bound.line or line
             happened.add(what)
-        if chosen and "same" not in happened:
+        if chosen and ("same" not in happened or bound.is_shape):
+            # A size of 1 that is broadcast is "same", and still not what the shapes say.
             return None if is_empty else (bound, "model", bound.line)
         if not chosen or (bound.line and not is_all):
             return bound, "traced", bound.line

@@ -27,7 +27,8 @@ def calibration_samples(
         SourceError: the file cannot be read, or an array does not fit its input.
     """
     if path is None:
-        drawn = [map(to_numpy, tensors(flat)) for flat in draw_samples(captured, seed)]
+        samples = draw_samples(captured, seed, ends=False)
+        drawn = [map(to_numpy, tensors(flat)) for flat in samples]
         return [dict(zip(names, arrays, strict=True)) for arrays in drawn]
     try:
         with np.load(path, allow_pickle=False) as found:

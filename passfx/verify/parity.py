@@ -222,19 +222,22 @@ class _Trial:
             output.add_baseline(number, result, expected)
 
 
-def draw_samples(captured: Captured, seed: int) -> Iterator[list[Any]]:
+def draw_samples(captured: Captured, seed: int, *, ends: bool = True) -> Iterator[list[Any]]:
     """The example inputs, then inputs drawn from their values, at other dynamic sizes too.
 
     All obey the rules of the sizes. One of the other sizes is a multiple of whatever power of two
     the example's is a multiple of, because many models take no others; two are the ends of the
-    ranges, a far upper one nearer to the example.
+    ranges, a far upper one nearer to the example: the model itself may not take them together, and
+    without `ends` they are left out.
     """
     yield captured.flat_inputs
     generator = torch.Generator().manual_seed(seed)
     bounds = Bounds(captured.graph_module, captured.flat_inputs)
     points = [bounds.example]
     if bounds.places:
-        points += [_resize(bounds, captured.rules, wanted) for wanted in _WANTED]
+        points += [
+            _resize(bounds, captured.rules, wanted) for wanted in _WANTED[: None if ends else 2]
+        ]
     for point in dict.fromkeys(points):
         yield bounds.inputs(point, generator)
 
@@ -266,7 +269,7 @@ def _next(example: int, allowed: "_Allowed") -> Iterable[int]:
 
 def _far(example: int, allowed: "_Allowed") -> Iterable[int]:
     step = min(example & -example, 64)
-    return example + step, example - step
+    return [size for size in (example + step, example - step) if size]
 
 
 def _smallest(example: int, allowed: "_Allowed") -> Iterable[int]:

@@ -105,3 +105,9 @@ def test_checks_of_a_program_are_read_and_not_run() -> None:
     program._guards_code.append("__import__('os').getpid() > 0")
     with pytest.raises(CaptureError, match="the exported program checks .* cannot be read"):
         capture(program)
+
+
+def test_a_broadcast_that_the_graph_does_too_is_no_reason_to_refuse() -> None:
+    both = ({0: ANY}, {0: ANY})
+    rules = told(function(lambda x, y: x + y), image(2, 3), image(2, 3), shapes=both)
+    assert rules == [("equal to axis 0 of x", "model")]

@@ -328,7 +328,7 @@ WRONG = {
     ),
     "dynamic axes that are none": (
         [SOURCE, "-o", "out/net.onnx", "--dynamic", "0,2"],
-        "the dynamic axes '0,2' are not of the form NAME:0,2,3",
+        "the dynamic axes '0,2' are not of the form NAME:0,2,3 or NAME:0,2=8:100",
     ),
     "too many names": (
         [SOURCE, "-o", "out/net.onnx", "--input-names", "a,b"],
