@@ -22,7 +22,6 @@ from tests.fuzz.check import Outcome, check, check_file
 from tests.fuzz.drawing import draw_network
 from tests.fuzz.minimise import minimise
 
-
 KINDS = "fine", "refused", "unproven", "mismatch", "error"
 
 
