@@ -8,13 +8,15 @@ no inner value is read outside it, or if whatever reads that value can do withou
 the inputs on, each node keeps the cheapest way to come into being; from the results back, the ways
 that are needed are the cover.
 
-A node keeps at most `_LIMIT` candidates, one a source, of spans of at most `_SPAN` nodes, so the
-work is O(nodes · _LIMIT) shape compositions and O(nodes · _LIMIT · _SPAN) set operations.
+A node keeps at most `_LIMIT` candidates, one a source, of spans of at most `_SPAN` nodes, and knows
+at most twice as many values that its way shares with others, so the work is O(nodes · _LIMIT) shape
+compositions and O(nodes · _LIMIT · _SPAN) set operations.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from heapq import nlargest
 from itertools import count
 
 from torch.fx import Graph, Node
@@ -240,6 +242,9 @@ class _Search:
             common = (self.ways[item].seconds for item in shared & way.shared)
             seconds += way.seconds - max(common, default=0.0)
             shared |= way.shared
+        if len(shared) > 2 * _SPAN:  # the nearest are those that branches have in common
+            nearest = nlargest(_SPAN, shared, key=lambda item: (self.ways[item].seconds, item))
+            shared = frozenset(nearest)
         if len(node.users) > 1:
             shared |= {node}
         return Way(seconds, shared, candidate)

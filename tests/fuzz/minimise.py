@@ -16,8 +16,8 @@ def minimise(network: Network, judge: Callable[[Network], Outcome]) -> Network:
 
 
 def _kind(outcome: Outcome) -> tuple[str, str]:
-    """What makes two failures one: the kind, and the class of an error."""
-    return outcome.kind, outcome.why.split(":")[0] if outcome.kind == "error" else ""
+    """What makes two failures one: the kind, and how the message of an error begins."""
+    return outcome.kind, outcome.why[:22] if outcome.kind == "error" else ""
 
 
 def _smaller(network: Network) -> Iterator[Network]:
