@@ -43,14 +43,15 @@ def certify(edit: Edit) -> Certificate:
     do not take them, the next larger. An edit that is exact for the captured sizes alone, or whose
     operators take no others, is proven at those, in the smallest batch.
     """
-    for node, exact in edit.exact.items():
-        if _largest(constant(node)) == math.inf and _largest(exact) < math.inf:
-            return Certificate(None, f"a folded value overflows {constant(node).dtype}")
-    return _Proof(edit).certificate() if edit.replacements else Certificate(None)
+    checked = unproven(edit)
+    return checked if checked.failure or not edit.replacements else _Proof(edit).certificate()
 
 
 def unproven(edit: Edit) -> Certificate:
-    """No proof: shapes and dtypes, which the editor compares, are all that is checked."""
+    """No proof: that no folded value overflows its dtype is all that is checked."""
+    for node, exact in edit.exact.items():
+        if _largest(constant(node)) == math.inf and _largest(exact) < math.inf:
+            return Certificate(None, f"a folded value overflows {constant(node).dtype}")
     return Certificate(None)
 
 
