@@ -37,7 +37,7 @@ class Plan:
         target: what it is rewritten for.
         skip, only: names of passes to leave out, or to run alone.
         verify: prove every rewrite; one whose certificate fails is undone. Without it, rewrites
-            are only checked for shape and dtype.
+            are only checked for shape, dtype and overflow.
         allow_nonfinite: with `verify`, accept weights that are NaN or infinite.
         save_repro: a folder, made if there is none, for what is undone: each rewrite as a `.pt2`
             of the operators before and after and a script that shows the failure.

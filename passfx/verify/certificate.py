@@ -26,7 +26,6 @@ _LOST_UNITS = 4  # in the last place, which a channel may lose where a folded va
 _SEED = 0
 _FEW = 1 << 16  # elements that cost nothing, so that the captured batch is taken
 _SMALLEST = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
-_FACTOR = 8  # how many positions of the input one of the result stands for, at most
 _GAIN = 1e4
 _INTEGERS = ((-99, 99), (0, 8), (0, 2), (1, 3))  # indices and divisors take not all
 _REFUSALS = (RuntimeError, IndexError, ValueError, TypeError)  # of sizes, or of values
@@ -45,14 +44,15 @@ def certify(edit: Edit) -> Certificate:
     do not take them, the next larger. An edit that is exact for the captured sizes alone, or whose
     operators take no others, is proven at those, in the smallest batch.
     """
-    for node, exact in edit.exact.items():
-        if _largest(constant(node)) == math.inf and _largest(exact) < math.inf:
-            return Certificate(None, f"a folded value overflows {constant(node).dtype}")
-    return _Proof(edit).certificate() if edit.replacements else Certificate(None)
+    checked = unproven(edit)
+    return checked if checked.failure or not edit.replacements else _Proof(edit).certificate()
 
 
 def unproven(edit: Edit) -> Certificate:
-    """No proof: shapes and dtypes, which the editor compares, are all that is checked."""
+    """No proof: that no folded value overflows its dtype is all that is checked."""
+    for node, exact in edit.exact.items():
+        if _largest(constant(node)) == math.inf and _largest(exact) < math.inf:
+            return Certificate(None, f"a folded value overflows {constant(node).dtype}")
     return Certificate(None)
 
 
@@ -116,23 +116,23 @@ class _Proof:
         return [last, not last]
 
     def _small(self, layout: Layout) -> Outcome:
-        """The proof at several small sizes of one layout; nothing where none of them serves."""
-        rank, found = layout.rank, list[float]()
-        least, outcome = 0, None
+        """The proof at several small sizes; nothing where the old nodes do not take them all.
+
+        Some by chance they may, as where the size of an axis happens to be the channels'.
+        """
+        rank, outcome, found = layout.rank, None, list[float]()
         for least in _SMALLEST if rank else (0,):
             square, many = (least,) * rank, MANY if rank else LONG
             outcome = self._first(layout, [Draw(many, square), Draw(None, square)])
             if outcome is not None:
                 break
-        plan = draws(rank, least, reach_of(self.old), self._step(layout))
-        choices = iter([draw.alternatives() for draw in plan] if outcome is not None else [])
-        while outcome is None or isinstance(outcome, float):
-            if outcome is not None:
-                found.append(outcome)
-            alternatives = next(choices, None)
-            if alternatives is None or (found and not found[-1] <= CERTIFICATE_TOLERANCE):
-                return max(found, default=None)
-            outcome = self._first(layout, alternatives)
+        plan = iter(draws(rank, least, *reach_of(self.old)))
+        while isinstance(outcome, float):
+            found.append(outcome)
+            draw = next(plan, None)
+            if draw is None or not outcome <= CERTIFICATE_TOLERANCE:
+                return max(found)
+            outcome = self._first(layout, draw.alternatives())
         return outcome
 
     def _first(self, layout: Layout, choices: Iterable[Draw]) -> Outcome:
@@ -149,13 +149,6 @@ class _Proof:
             if isinstance(outcome, float) and outcome <= CERTIFICATE_TOLERANCE:
                 break
         return outcome
-
-    def _step(self, layout: Layout) -> int:
-        """How many positions of the input one of the result stands for."""
-        results = Layout([value(old) for old in self.edit.replacements], layout.last)
-        sizes = (layout.sizes, results.sizes)
-        given, out = (max((hint(n) for n, role in item if role), default=1) for item in sizes)
-        return max(1, min(round(given / out), _FACTOR)) if out > 1 else 1
 
     def _attempt(self, sizes: Sizes) -> Outcome:
         """The proof at some sizes, on values that the old nodes take."""

@@ -39,8 +39,8 @@ class Draw:
         """The draw, then the next larger ones, for operators that do not take it."""
         given = self.sizes or ()
         square = (max(given, default=1),) * len(given)
-        pairs = product((1, 2, 4, 8), (given, square))
-        tried = (tuple(-(-n // multiple) * multiple for n in sizes) for multiple, sizes in pairs)
+        pairs = product((given, square), (1, 2, 4, 8))
+        tried = (tuple(-(-n // multiple) * multiple for n in sizes) for sizes, multiple in pairs)
         for sizes in dict.fromkeys(tried):
             yield from (Draw(self.batch, sizes), Draw(None, sizes))
 

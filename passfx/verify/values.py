@@ -9,12 +9,14 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_aggregate
 
+from passfx.graph.ops import TRANSPOSED_CONVS
 from passfx.graph.query import arguments, is_call, tensor
 from passfx.graph.shapes import ints
 from passfx.verify.draws import Sizes
 
 _EDGE = 8.0  # what floating values reach at least, on both sides
 _REACH = 48  # a dilated chain beyond it is proven without its widest surroundings
+_STRIDE = 8
 _FAR = 1e4  # beyond it, a number stands for none
 
 
@@ -92,8 +94,8 @@ def landmarks(nodes: Iterable[Node]) -> Tensor:
     return torch.tensor(sorted(found), dtype=torch.float64)
 
 
-def reach_of(nodes: Iterable[Node]) -> int:
-    """The size at which a position has around it all that windows, one after the other, read."""
+def reach_of(nodes: Iterable[Node]) -> tuple[int, int]:
+    """What windows, one after the other, read: how far, and how many positions apart."""
     reach, stride = 1, 1
     for node in filter(is_call, nodes):
         bound = arguments(node)
@@ -103,7 +105,8 @@ def reach_of(nodes: Iterable[Node]) -> int:
         else:
             kernel = ints(bound.get("kernel_size") or 1)
         steps = zip(kernel, ints(bound.get("dilation") or 1, len(kernel)), strict=False)
-        window = max((int(step) * (int(tap) - 1) for tap, step in steps), default=0)
-        reach += stride * window
-        stride *= max(ints(bound.get("stride") or kernel if window else 1), default=1)
-    return min(reach, _REACH)
+        reach += stride * max((int(step) * (int(tap) - 1) for tap, step in steps), default=0)
+        if not is_call(node, *TRANSPOSED_CONVS):
+            apart = bound.get("stride") or bound.get("kernel_size") or bound.get("downscale_factor")
+            stride = min(stride * max(ints(apart or 1)), _STRIDE)
+    return min(reach, _REACH), stride

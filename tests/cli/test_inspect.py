@@ -58,3 +58,16 @@ def test_inspect_of_a_wrong_source(folder: Path, invoke: Invoke) -> None:
     result = invoke("inspect", "net.py:biuld")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == "error: net.py has no factory 'biuld'; it has build\n"
+
+
+def test_a_folder_for_what_is_undone_is_made(folder: Path, invoke: Invoke) -> None:
+    assert invoke("inspect", SOURCE, "-q", "--save-repro", "out/below/undone").exit_code == 0
+    assert list((folder / "out" / "below" / "undone").iterdir()) == []
+
+
+def test_what_is_undone_is_not_saved_in_a_file(folder: Path, invoke: Invoke) -> None:
+    result = invoke("inspect", SOURCE, "--save-repro", "net.py")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        "error: what is undone cannot be saved in net.py: it is no folder; give a folder\n"
+    )
