@@ -173,7 +173,7 @@ def _lie(fake: Any, is_reversed: bool = False) -> Any:
     sizes, steps = ([*map(hint, given)] for given in (fake.shape, fake.stride()))
     if is_reversed:
         return torch.empty(sizes[::-1], dtype=fake.dtype, device="meta").permute(
-            *range(len(sizes))[::-1]
+            tuple(reversed(range(len(sizes))))
         )
     return torch.empty_strided(sizes, steps, dtype=fake.dtype, device="meta")
 

@@ -66,9 +66,15 @@ class Output:
             strip = _Strip(axis, scale, by_channel(error, axis), torch.zeros_like(scale))
             self._strips[sample, axis] = strip
 
-    def add_baseline(self, sample: int, result: Tensor, reference: Tensor) -> None:
-        """What the original model gives; that it overflows by itself excuses nothing."""
-        self.baseline = max(self.baseline, relative_error(result, reference))
+    def add_baseline(
+        self, sample: int, result: Tensor, reference: Tensor, whole: bool = True
+    ) -> None:
+        """What the original model gives: as a whole and by channel, or by channel alone.
+
+        That it overflows by itself excuses nothing.
+        """
+        if whole:
+            self.baseline = max(self.baseline, relative_error(result, reference))
         strips = [strip for (number, _), strip in self._strips.items() if number == sample]
         if strips:
             error = distance(result, reference)
