@@ -138,6 +138,7 @@ WRITES = {
 WRITERS = {
     "graph/editor.py",
     "capture/functional.py",
+    "capture/region.py",
     "export/onnx.py",
     "export/epilogue.py",
     "export/casts.py",

@@ -8,14 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx import Graph, GraphModule, Node
-from torch.fx.node import map_aggregate, map_arg
 
-from passfx.errors import quiet
+from passfx.capture.region import is_input, region_program
 from passfx.files import write_text, writing
 from passfx.graph.editor import Certificate, Edit
-from passfx.graph.evaluate import widen
-from passfx.graph.query import constant, is_constant, value
+from passfx.graph.query import value
 from passfx.verify.draws import Draw, Layout
 from passfx.verify.values import Values, landmarks
 
@@ -52,8 +49,8 @@ def save_repro(folder: Path, pass_name: str, edit: Edit, certificate: Certificat
     if drawn is None:
         drawn = _captured(edit)
     given = dict(zip(frontier, drawn, strict=True))
-    inputs = tuple(item for item in drawn if _is_input(item))
-    program, runs = _exported(edit, given, inputs)
+    inputs = tuple(item for item in drawn if is_input(item))
+    program, runs = region_program(edit, given, inputs)
     path = _free(folder / f"{pass_name}-{edit.match.at.name}")
     with writing(path):
         torch.export.save(program, path.with_suffix(".pt2"))
@@ -63,11 +60,6 @@ def save_repro(folder: Path, pass_name: str, edit: Edit, certificate: Certificat
         seed=seed, inputs=written, show=_SHOW if runs else _ALONE,
     )  # fmt: skip
     write_text(path.with_suffix(".py"), text)
-
-
-def _is_input(item: Any) -> bool:
-    """Whether a value is drawn; numbers are written into the program."""
-    return isinstance(item, Tensor | list)
 
 
 def _captured(edit: Edit) -> tuple[Any, ...]:
@@ -83,42 +75,6 @@ def _free(path: Path) -> Path:
     """A path that no earlier rewrite has taken."""
     names = (path.with_name(f"{path.name}-{number}") if number else path for number in count())
     return next(name for name in names if not name.with_suffix(".py").exists())
-
-
-def _exported(
-    edit: Edit, given: dict[Node, Any], inputs: tuple[Any, ...]
-) -> tuple[ExportedProgram, bool]:
-    """The old and the new nodes as one program; the old alone where the new do not run."""
-    for added in (tuple(edit.added), ()):
-        module = _module(edit, given, added)
-        try:
-            with quiet(), torch.no_grad():
-                return torch.export.export(module, inputs), bool(added or not edit.added)
-        except Exception:
-            if not added:
-                raise
-    raise AssertionError("the old nodes run")
-
-
-def _module(edit: Edit, given: dict[Node, Any], added: Sequence[Node]) -> GraphModule:
-    root, graph, copies = torch.nn.Module(), Graph(), dict[Node, Any]()
-    for node, item in given.items():
-        copies[node] = graph.placeholder(node.name) if _is_input(item) else item
-    nodes = (*edit.match.nodes, *added)
-    results = [*edit.replacements, *(edit.replacements.values() if added or not edit.added else ())]
-    reads = {read for node in nodes for read in node.all_input_nodes}
-    for node in sorted({*nodes, *reads, *results} - copies.keys()):
-        if is_constant(node):
-            exact = edit.exact.get(node, None)
-            root.register_buffer(node.name, widen(constant(node) if exact is None else exact))
-            copies[node] = graph.get_attr(node.name)
-        elif node.op == "call_function":
-            args, kwargs = map_aggregate((node.args, dict(node.kwargs)), widen)
-            args, kwargs = map_arg((args, kwargs), copies.__getitem__)
-            copies[node] = graph.call_function(node.target, args, kwargs, name=node.name)
-    old = [copies[node] for node in edit.replacements]
-    graph.output((old, [copies[node] for node in results[len(old) :]]))
-    return GraphModule(root, graph)
 
 
 _EXAMPLES = "program.example_inputs[0]"

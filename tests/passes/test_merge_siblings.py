@@ -387,7 +387,7 @@ def test_a_merge_whose_certificate_fails_is_undone() -> None:
 def test_the_certificate_finds_parts_in_the_wrong_order(monkeypatch: pytest.MonkeyPatch) -> None:
     take = Editor.item
     monkeypatch.setattr(Editor, "item", lambda self, parts, number: take(self, parts, 1 - number))
-    model = Model(branches, a=nn.Linear(3, 2), b=nn.Linear(3, 2))
+    model = Model(branches, a=nn.Linear(3, 2), b=nn.Linear(3, 2)).double()
     graph, _ = optimize_graph(captured(model, randn(2, 3)), [])
     editor = MergeSiblings().run(graph)
     assert not editor.modified

@@ -10,7 +10,7 @@ from passfx.verify.proofs import TOTAL_TOLERANCE, Proofs
 from tests.helpers import captured
 from tests.verify.faults import aten
 from tests.verify.nets import Folded
-from tests.verify.test_certificate import Replace
+from tests.verify.wrong import Replace
 
 
 def again(editor: Editor, match: Match) -> Node:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.fx import Node
 
 import passfx
 from passfx.errors import SourceError
@@ -13,16 +15,12 @@ from passfx.graph.editor import Editor, Match
 from passfx.pipeline import Plan, optimize_graph
 from tests.helpers import captured
 from tests.verify.nets import Folded
-from tests.verify.test_certificate import (
-    Build,
-    Node,
-    Pointwise,
-    Replace,
-    aten,
-    fold,
-    not_a_number,
-    wrong_sign,
-)  # fmt: skip
+from tests.verify.wrong import Build, Replace, aten, fold, not_a_number, wrong_sign
+
+
+class Pointwise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x) + 1
 
 
 def saved(tmp_path: Path, item: Replace) -> Path:
