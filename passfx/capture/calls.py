@@ -11,23 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from passfx.capture.dynamic import Inputs
 from passfx.capture.state import evaluating, same_numbers
 from passfx.errors import CaptureError, named_line
 from passfx.graph.query import dtype_name, tensors
-
-
-def refuse_lazy(model: torch.nn.Module) -> None:
-    """Raise CaptureError where a layer waits for its first call to learn its sizes."""
-    for name, item in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(item):
-            raise CaptureError(
-                f"{type(model).__name__} has no weights yet ({name!r} is made by the first call); "
-                "call the model once before"
-            )
 
 
 def explain(error: Exception, model: torch.nn.Module, inputs: Inputs) -> str:

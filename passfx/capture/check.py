@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 from torch.jit._script import RecursiveScriptModule
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from passfx.errors import CaptureError, first_line
@@ -60,6 +61,8 @@ def _given(inputs: Inputs) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _problem(item: torch.Tensor) -> str | None:
     """What of a tensor no operator of a captured graph could take."""
+    if is_lazy(item):
+        return "has no weights yet, which the first call makes; call the model once before"
     if item.is_nested:
         return "is a nested tensor, which ONNX does not have; pad it to one shape"
     if item.is_quantized:

@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from passfx.capture.aliases import program_aliases
-from passfx.capture.calls import explain, refuse_lazy, refuse_memory
+from passfx.capture.calls import explain, refuse_memory
 from passfx.capture.check import check_capturable, program_inputs
 from passfx.capture.dynamic import Dims, Inputs, dim_names, widen_dynamic
 from passfx.capture.functional import (
@@ -119,7 +119,6 @@ def capture(
     if isinstance(model, ExportedProgram):
         program, inputs = model, program_inputs(model, inputs)
     else:
-        refuse_lazy(model)
         if hasattr(dynamic_shapes, "dynamic_shapes"):  # ShapesCollection, AdditionalInputs
             dynamic_shapes = dynamic_shapes.dynamic_shapes(model, *inputs)
         inputs = widen_dynamic(model, _traceable(model, *inputs), dynamic_shapes, dims)

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from passfx.capture.bounds import Bound, Bounds, Point
 from passfx.capture.dynamic import Dims, Inputs
 from passfx.capture.rules import Origin, SizeRule, said
+from passfx.capture.state import evaluating
 from passfx.errors import quiet
 from passfx.graph.query import source_line, tensors, value
 
@@ -45,7 +46,7 @@ def find_rules(
 
     Args:
         program: whose ranges they are.
-        model: what it was captured from; a module is copied, and the copy run at other sizes.
+        model: what it was captured from; a module is run at other sizes, and left as it was.
         inputs: the example inputs.
         dims: the dynamic dimensions that the user declared.
 
@@ -64,26 +65,13 @@ def find_rules(
 
 
 def _runner(model: torch.nn.Module, spec: pytree.TreeSpec) -> Run:
-    """A model in eval mode as a function of flat inputs: a copy that shares its parameters.
-
-    One that cannot be copied runs itself, with copies of its buffers.
-    """
-    try:
-        twin = copy.deepcopy(model, {id(item): item for item in model.parameters()})
-    except Exception:
-        twin = model
-    flags = {module: module.training for module in twin.modules()}
+    """A model in eval mode as a function of flat inputs, which leaves it as it was."""
 
     def run(flat: list[Any]) -> list[Any]:
         args, kwargs = pytree.tree_unflatten(flat, spec)
-        buffers = {name: item.clone() for name, item in twin.named_buffers()}
-        try:
-            for module in flags:
-                module.training = False
-            return pytree.tree_leaves(torch.func.functional_call(twin, buffers, args, kwargs))
-        finally:
-            for module, training in flags.items():
-                module.training = training
+        buffers = {name: item.clone() for name, item in model.named_buffers()}
+        with evaluating(model):
+            return pytree.tree_leaves(torch.func.functional_call(model, buffers, args, kwargs))
 
     return run
 
