@@ -18,13 +18,10 @@ from passfx.verify.values import Values, landmarks
 
 _DIFFERENCE = 1e-12
 
-_SCRIPT = '''"""passfx undid a rewrite ({what}) of the pass {name} at {at}:
-{failure}.
-"""
-from pathlib import Path
-import torch
+_SCRIPT = '''# The pass {name} rewrote {at} ({what}), and passfx undid it: {failure}.
+import pathlib, torch
 
-program = torch.export.load(Path(__file__).with_suffix(".pt2"))
+program = torch.export.load(pathlib.Path(__file__).with_suffix(".pt2"))
 generator = torch.Generator().manual_seed({seed})
 inputs = {inputs}
 old, new = program.module()(*inputs)  # the results before and after, in float64
