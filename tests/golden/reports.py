@@ -14,7 +14,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from difflib import unified_diff
 from functools import partial
 from pathlib import Path
@@ -122,26 +122,6 @@ def make(name: str, *, full: bool = False) -> str:
         return text({**REPORTS, **ZOO_REPORTS}[name](), full=full)
 
 
-# Passes that have another name than in the files: what became one pass is one entry.
-RENAMED = {"move-pools": "move-resampling", "move-upsamples": "move-resampling"}
-
-
-def renamed(report: Json, passes: Collection[str]) -> Json:
-    """A kept report with the names that its passes have now; `passes` are those that there are."""
-    entries: dict[str, Json] = {}
-    for entry in report["passes"]:
-        own = entry["name"]
-        name = own if own in passes else RENAMED.get(own, own)
-        before = entries.get(name, {"rolled_back": False, "rewrites": [], "refusals": []})
-        entries[name] = {
-            "name": name,
-            "rolled_back": before["rolled_back"] or entry["rolled_back"],
-            "rewrites": before["rewrites"] + entry["rewrites"],
-            "refusals": before["refusals"] + entry["refusals"],
-        }
-    return {**report, "passes": list(entries.values())}
-
-
 def nameless(report: Json) -> Json:
     """A report without the names of nodes, which vary between releases of torch.
 
@@ -193,10 +173,7 @@ def recorded_release() -> str:
 
 def differences(name: str, found: str) -> str:
     """How the report of today's code differs from the file; empty where it does not."""
-    kept = renamed(
-        json.loads((FOLDER / f"{name}.json").read_text()), [kind.name for kind in passfx.PASSES]
-    )
-    today = json.loads(found)
+    kept, today = json.loads((FOLDER / f"{name}.json").read_text()), json.loads(found)
     if release() != recorded_release():
         kept, today = nameless(kept), nameless(today)
     lines = (text(item, full=True).splitlines() for item in (kept, today))

@@ -1,7 +1,6 @@
 """The reports of today's code are those that are kept, text for text; tests/zoo has the rest."""
 
 import json
-from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -122,44 +121,6 @@ def test_the_numbers_of_nodes_in_sentences_vary_with_the_release() -> None:
 # Passes with another name
 
 
-def entry(name: str, *numbers: int, rolled_back: bool = False) -> dict[str, Any]:
-    return {
-        "name": name,
-        "rolled_back": rolled_back,
-        "rewrites": [{"at": f"rewrite_{number}"} for number in numbers],
-        "refusals": [{"at": f"refusal_{number}"} for number in numbers],
-    }
-
-
-def test_passes_that_became_one_are_one_entry() -> None:
-    report = {
-        "source": "net",
-        "passes": [
-            entry("pool-first", 1),
-            entry("move-pools", 2),
-            entry("move-upsamples", 3, 4, rolled_back=True),
-            entry("collapse", 5),
-        ],
-    }
-    before = deepcopy(report)
-    found = reports.renamed(report, ["pool-first", "move-resampling", "collapse"])
-    assert found == {
-        "source": "net",
-        "passes": [
-            entry("pool-first", 1),
-            entry("move-resampling", 2, 3, 4, rolled_back=True),
-            entry("collapse", 5),
-        ],
-    }
-    assert report == before
-
-
-def test_passes_that_kept_their_names_are_left_alone(kept: dict[str, Any]) -> None:
-    names = [item["name"] for item in kept["passes"]]
-    assert reports.renamed(kept, names) == kept
-    assert json.dumps(reports.renamed(kept, names)) == json.dumps(kept)
-
-
 def test_every_kept_pass_is_one_of_todays(kept: dict[str, Any]) -> None:
     today = [kind.name for kind in passfx.PASSES]
-    assert [item["name"] for item in reports.renamed(kept, today)["passes"]] == today
+    assert [item["name"] for item in kept["passes"]] == today
