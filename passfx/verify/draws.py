@@ -184,11 +184,12 @@ def tensors_in(inputs: Sequence[Any]) -> Iterator[Tensor]:
 
 
 def _example(size: SymInt, symbol: Any) -> int:
-    """The value of a symbol at the captured sizes."""
+    """The value of a symbol at the captured sizes; 2 for one that depends on data."""
     environment: Any = size.node.shape_env
-    names = ("backed_var_to_val", "var_to_val")  # the first of newer releases
-    found = (getattr(environment, name, {}).get(symbol) for name in names)
-    return next((int(number) for number in found if number is not None), 2)
+    known = getattr(environment, "backed_var_to_val", None)
+    if known is None:  # the name of older releases
+        known = environment.var_to_val
+    return int(known.get(symbol, 2))
 
 
 def _within(size: SymInt, symbol: Any, wanted: int) -> int:

@@ -18,7 +18,7 @@ from passfx.verify.values import Values, landmarks
 
 _DIFFERENCE = 1e-12
 
-_SCRIPT = '''# The pass {name} rewrote {at} ({what}), and passfx undid it: {failure}.
+_SCRIPT = """# The pass {name} rewrote {at} ({what}), and passfx undid it: {failure}.
 import pathlib, torch
 
 program = torch.export.load(pathlib.Path(__file__).with_suffix(".pt2"))
@@ -26,7 +26,7 @@ generator = torch.Generator().manual_seed({seed})
 inputs = {inputs}
 old, new = program.module()(*inputs)  # the results before and after, in float64
 {show}
-'''
+"""
 _SHOW = """for a, b in zip(old, new):
     error = (a - b).abs().max() / a.abs().max() if a.shape == b.shape else float("inf")
     print("before:", a, "after:", b, "relative error:", float(error), sep="\\n")"""

@@ -129,6 +129,8 @@ def test_a_weight_written_behind_the_tracers_back_is_named() -> None:
 
 def test_a_layer_that_was_never_called_is_refused_and_stays_so() -> None:
     model = nn.Sequential(nn.LazyLinear(3))
-    with pytest.raises(CaptureError, match="0.weight of Sequential has no weights yet.*call the model once"):
+    with pytest.raises(
+        CaptureError, match="0.weight of Sequential has no weights yet.*call the model once"
+    ):
         capture(model, (torch.ones(2, 3),))
     assert isinstance(model[0], nn.LazyLinear)
