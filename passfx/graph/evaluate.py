@@ -6,6 +6,7 @@ operator that would take the default dtype is told to take float64, and no inter
 ever rounded to a narrower type. Nothing here changes what other threads see.
 """
 
+import operator
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, cast
@@ -54,6 +55,9 @@ def evaluate(nodes: Iterable[Node], values: dict[Node, Any], *, double: bool = T
             else:
                 assert node.op == "call_function" and callable(node.target), node.format_node()
                 args, kwargs = map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+                if node.target is operator.getitem:  # of many results one is read
+                    values[node] = convert(args[0][args[1]])
+                    continue
                 call = _call_wide if double else _call
                 values[node] = call(node.target, convert(args), convert(kwargs))
 
