@@ -54,7 +54,8 @@ def evaluate(nodes: Iterable[Node], values: dict[Node, Any], *, double: bool = T
                 values[node] = convert(_attribute(node, double))
             else:
                 assert node.op == "call_function" and callable(node.target), node.format_node()
-                args, kwargs = map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+                given = map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+                args, kwargs = cast(tuple[Any, Any], given)
                 if node.target is operator.getitem:  # of many results one is read
                     values[node] = convert(args[0][args[1]])
                     continue
