@@ -71,7 +71,7 @@ def read_sidecar(model: Path) -> Sidecar | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         tuned = path.with_name(_text(found["tuned"]["file"]))
-        fingerprints = {model: found["model"], tuned: found["tuned"]}
+        fingerprints = (model, found["model"]), (tuned, found["tuned"])
         batches = tuple(map(_size, found["batches"]))
         sidecar = Sidecar(
             tuned,
@@ -88,7 +88,7 @@ def read_sidecar(model: Path) -> Sidecar | None:
             f"{path} is not a file that `passfx tune` wrote ({named_line(error)}); "
             "tune again or delete it"
         ) from error
-    for file, fingerprint in fingerprints.items():
+    for file, fingerprint in fingerprints:
         if not is_file(file):
             raise SourceError(f"{path} is about {file}, which does not exist; tune again")
         if _fingerprint(file) != fingerprint:

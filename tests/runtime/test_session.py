@@ -185,7 +185,7 @@ def test_a_provider_that_is_silently_not_used_is_an_error(
     onnxruntime = require_onnxruntime()
     opened = onnxruntime.InferenceSession
 
-    def fall_back(model: str, options: object, providers: object) -> object:
+    def fall_back(model: str, options: object, **_: object) -> object:
         return opened(model, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)

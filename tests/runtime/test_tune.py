@@ -123,7 +123,7 @@ def test_a_full_disk_is_an_error_that_is_told(fused: Path, monkeypatch: pytest.M
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("passfx.export.onnx.os.replace", fail)
+    monkeypatch.setattr("passfx.files.os.replace", fail)
     with pytest.raises(ExportError, match="cannot be written: No space left on device"):
         tune(fused)
 
