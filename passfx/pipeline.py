@@ -56,12 +56,8 @@ class Plan:
     def __post_init__(self) -> None:
         if self.save_repro is not None:
             _make_folder(Path(self.save_repro))
-        names = [kind.name for kind in PASSES]
         for name in (*self.skip, *(self.only or ())):
-            if name in _RENAMED:
-                raise SourceError(f"the pass {name!r} is now {_RENAMED[name]!r}")
-            if name not in names:
-                raise SourceError(f"there is no pass {name!r}; the passes are {', '.join(names)}")
+            check_pass(name, [kind.name for kind in PASSES])
 
     @property
     def passes(self) -> list[Pass]:
@@ -71,6 +67,18 @@ class Plan:
             for kind in PASSES
             if kind.name not in self.skip and (self.only is None or kind.name in self.only)
         ]
+
+
+def check_pass(name: str, names: Collection[str]) -> None:
+    """Refuse what is no pass's name.
+
+    Raises:
+        SourceError: it is not among `names`; the message has a former name's present one.
+    """
+    if name in _RENAMED:
+        raise SourceError(f"the pass {name!r} is now {_RENAMED[name]!r}")
+    if name not in names:
+        raise SourceError(f"there is no pass {name!r}; the passes are {', '.join(names)}")
 
 
 def _make_folder(path: Path) -> None:

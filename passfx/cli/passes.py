@@ -5,7 +5,6 @@ from typing import Any
 import click
 
 from passfx.cli.command import command, option
-from passfx.errors import SourceError
 
 _MARKDOWN = option("--markdown", is_flag=True, help="Explain all of them, as one Markdown page.")
 
@@ -16,11 +15,12 @@ def passes(name: str | None, markdown: bool) -> None:
     from passfx.export.passes import FILE_PASSES
     from passfx.passes import PASSES
     from passfx.passes.base import explanation, summary
+    from passfx.pipeline import check_pass
 
     both: tuple[Any, ...] = (*PASSES, *FILE_PASSES)
     kinds = {kind.name: kind for kind in both}
-    if name is not None and name not in kinds:
-        raise SourceError(f"there is no pass {name!r}; the passes are {', '.join(kinds)}")
+    if name is not None:
+        check_pass(name, kinds)
     if markdown:
         click.echo("# The passes, in the order in which they run\n")
         click.echo("Made by `passfx passes --markdown > docs/passes.md`.")

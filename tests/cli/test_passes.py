@@ -29,3 +29,9 @@ def test_unknown_pass(invoke: Invoke) -> None:
     result = invoke("passes", "fold")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith("error: there is no pass 'fold'; the passes are remove-unused")
+
+
+def test_a_former_name_is_answered_with_the_present_one(invoke: Invoke) -> None:
+    result = invoke("passes", "move-pools")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "error: the pass 'move-pools' is now 'move-resampling'\n"
