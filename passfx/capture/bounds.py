@@ -27,6 +27,7 @@ from passfx.capture.dynamic import Dims, resample
 from passfx.capture.rules import Origin, Place, compiled, condition_of, satisfied
 from passfx.errors import CaptureError
 from passfx.graph.query import value
+from passfx.graph.shapes import fixed
 
 _ENDLESS = 2**62
 _TORCH = Path(torch.__file__).parent
@@ -114,7 +115,7 @@ class Bounds:
             given = value(node)
             whole = [(None, given)]
             for axis, size in enumerate(given.shape) if isinstance(given, torch.Tensor) else whole:
-                if isinstance(size, torch.SymInt) and not size.node.expr.is_number:
+                if isinstance(size, torch.SymInt) and fixed(size) is None:
                     self.places.append(Place(index, str(node.target), axis))
                     sizes.append(size)
         self.example = tuple(place.read(flat) for place in self.places)

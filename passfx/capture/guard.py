@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from passfx.capture.program import Captured
 from passfx.capture.rules import SizeRule
 from passfx.graph.query import value
+from passfx.graph.shapes import fixed
 
 _Check = Callable[[Any], None]
 
@@ -76,7 +77,7 @@ class InputCheck:
 def _expected(node: Node) -> _Check | None:
     given = value(node)
     if isinstance(given, torch.Tensor):
-        sizes = [size if isinstance(size, int) else None for size in given.shape]
+        sizes = [fixed(size) for size in given.shape]
         return partial(_check_tensor, node.name, given.dtype, sizes)
     return None if isinstance(given, torch.SymInt) else partial(_check_fixed, node.name, given)
 

@@ -36,6 +36,14 @@ def hint(size: Size) -> int:
     return int(node.expr.subs({item: known.get(item, _UNKNOWN) for item in node.expr.free_symbols}))
 
 
+def fixed(size: Size) -> int | None:
+    """A size that is one number, also where the tracer made it one; None for one that varies."""
+    if isinstance(size, int):
+        return size
+    expression = cast(Any, size.node).expr
+    return int(expression) if expression.is_number else None
+
+
 def elements(node: Any) -> int:
     """The number of elements of a node's tensor, at the example's sizes."""
     return math.prod(map(hint, known_tensor(node).shape))

@@ -13,6 +13,7 @@ from passfx.analysis.shortcuts import find_shortcuts
 from passfx.capture.program import Captured
 from passfx.export.settings import HALVES, ExportSettings
 from passfx.graph.query import dtype_name, tensor, tensors
+from passfx.graph.shapes import fixed
 from passfx.record import OnnxReport, PassReport, TensorInfo
 from passfx.report.model import Report
 from passfx.target import Target
@@ -75,7 +76,8 @@ def halved(infos: tuple[TensorInfo, ...], precision: str) -> tuple[TensorInfo, .
 
 def _describe(nodes: list[Any], names: Sequence[str], captured: Captured) -> tuple[TensorInfo, ...]:
     def size_of(size: int | torch.SymInt) -> int | str:
-        return size if isinstance(size, int) else captured.dim_name(str(size))
+        known = fixed(size)
+        return captured.dim_name(str(size)) if known is None else known
 
     return tuple(
         TensorInfo(name, dtype_name(fake.dtype), tuple(map(size_of, fake.shape)))

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 from torch.fx import GraphModule
 
+import passfx
 from passfx.capture.guard import InputCheck
 from passfx.capture.program import capture
 from passfx.pipeline import optimize_graph
@@ -120,3 +122,21 @@ def test_an_equal_number_of_another_type_is_refused(given: Any, other: Any) -> N
     assert module(x, given).dtype == (x * given).dtype
     with pytest.raises(ValueError, match=f"input y must be {given!r}, .*, not {other!r}"):
         module(x, other)
+
+
+def test_a_size_that_the_tracer_fixed_is_fixed() -> None:
+    """`Dim.AUTO` lets the tracer decide; its graph is right for one size of the last axis."""
+
+    class Enlarge(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            small = x[..., 4:]
+            return nn.functional.interpolate(
+                small, scale_factor=1.5, mode="nearest-exact", recompute_scale_factor=True
+            )
+
+    auto = {2: Dim.AUTO, 3: Dim.AUTO}
+    found = passfx.optimize(Enlarge(), (torch.randn(1, 2, 6, 5),), dynamic_shapes=(auto,))
+    assert found.module(torch.randn(1, 2, 8, 5)).shape == (1, 2, 12, 1)
+    with pytest.raises(ValueError, match=r"input x must be .* \[1, 2, any, 5\]"):
+        found.module(torch.randn(1, 2, 6, 6))
+    assert found.report.inputs[0].shape == (1, 2, "x_2", 5)
