@@ -23,6 +23,12 @@ def explain(error: Exception, model: torch.nn.Module, inputs: Inputs) -> str:
     """Why tracing failed, in one sentence: what, at which line of the user's code, on what."""
     name, reason, line = type(model).__name__, named_line(error), _user_line(error)
     at = f" at {line}" if line else ""
+    violated = _violated(error)
+    if violated:
+        return (
+            f"{name} cannot be captured for sizes that vary as declared{at}: {violated}; leave "
+            "such a size fixed, or declare the range in which the model does the same"
+        )
     try:
         with evaluating(model, weights=True) as state:
             _call(model, inputs)
@@ -39,6 +45,15 @@ def explain(error: Exception, model: torch.nn.Module, inputs: Inputs) -> str:
     elif written:
         advice = f"; it writes to its own {_listed(written)} in eval mode, which a graph cannot do"
     return f"{name} cannot be captured{at}: {reason}{advice}"
+
+
+def _violated(error: Exception) -> str:
+    """What the tracer says of dynamic sizes that the model made constant or narrowed."""
+    first, *rest = str(error).splitlines() or [""]
+    told = (line.strip().removeprefix("- ") for line in rest if line.strip().startswith("- "))
+    if "Constraints violated" not in first:
+        return ""
+    return "; ".join(line.partition(". If you're")[0] for line in told)
 
 
 def refuse_memory(model: torch.nn.Module, inputs: Inputs, changed: Sequence[str]) -> None:
