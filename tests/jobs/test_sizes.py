@@ -233,6 +233,7 @@ def test_images_of_any_size(name: str, tmp_path: Path) -> None:
         agree(optimized, path, model, torch.randn(2, 8, *size))
 
 
+@pytest.mark.slow
 def test_torchvision_mobilenet_takes_images_of_any_size(tmp_path: Path) -> None:
     torchvision = pytest.importorskip("torchvision")
     model, path = randomize(torchvision.models.mobilenet_v2(num_classes=5)), tmp_path / "model.onnx"
