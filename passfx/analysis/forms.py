@@ -15,7 +15,7 @@ from passfx.algebra.channel import ChannelAffine
 from passfx.algebra.conv import Conv, cat, identity
 from passfx.algebra.geometry import Axis, Geometry
 from passfx.graph.query import tensor
-from passfx.graph.shapes import known_tensor
+from passfx.graph.shapes import fixed, known_tensor
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Form:
 def spatial_sizes(node: Node, rank: int) -> tuple[int | None, ...]:
     """The sizes of a node's last `rank` dimensions, None for a dynamic one."""
     shape = known_tensor(node).shape
-    return tuple(size if isinstance(size, int) else None for size in shape[len(shape) - rank :])
+    return tuple(map(fixed, shape[len(shape) - rank :]))
 
 
 def channels(node: Node, rank: int) -> int | None:
@@ -48,7 +48,7 @@ def channels(node: Node, rank: int) -> int | None:
     if fake is None or not fake.ndim or (rank and fake.ndim != rank + 2):
         return None
     size = fake.shape[1 if rank else -1]
-    return size if isinstance(size, int) else None
+    return fixed(size)
 
 
 def ranks(node: Node) -> set[int]:

@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 
 from passfx.graph.ops import RESHAPES, TRANSPOSES, aten
 from passfx.graph.query import arguments, is_call
-from passfx.graph.shapes import known_tensor, same_sizes, same_type
+from passfx.graph.shapes import fixed, known_tensor, same_sizes, same_type
 
 VIEWS = (*RESHAPES, aten.stack)  # of one
 
@@ -103,7 +103,7 @@ def shorter_chain(node: Node) -> Shorter | None:
     if turns:
         what = f"one permute for {len(own)}"
         return Shorter(own, what, source, aten.permute.default, _composed(own))
-    numbers = [size if isinstance(size, int) else -1 for size in known_tensor(node).shape]
+    numbers = [-1 if size is None else size for size in map(fixed, known_tensor(node).shape)]
     if numbers.count(-1) > 1 or (-1 in numbers and 0 in numbers):
         return None
     return Shorter(own, f"one reshape for {len(own)}", source, aten.reshape.default, numbers)

@@ -28,7 +28,7 @@ from passfx.analysis.forms import Form, add, compose, identity_form, ranks, spat
 from passfx.analysis.growth import Addition, too_large
 from passfx.graph.ops import PADS, RESHAPES, aten
 from passfx.graph.query import arguments, is_call, is_constant
-from passfx.graph.shapes import dtypes, hint, known_tensor, nbytes, same_sizes, same_type
+from passfx.graph.shapes import dtypes, fixed, hint, known_tensor, nbytes, same_sizes, same_type
 from passfx.target import Profile
 
 _MOVES = (*PADS, aten.slice, *RESHAPES)
@@ -76,7 +76,7 @@ class Candidate:
         if all(is_call(node, *_MOVES) for node in self.span):
             return False
         geometry, shape = self.form.geometry, known_tensor(self.node).shape
-        if self.is_reshaped and sum(not isinstance(size, int) for size in shape) > 1:
+        if self.is_reshaped and list(map(fixed, shape)).count(None) > 1:
             return False
         both = geometry.biased and geometry.is_pointwise and not geometry.axes and len(shape) > 2
         named = sum(is_call(node) and node.target in _NAMED for node in self.span)

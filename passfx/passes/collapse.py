@@ -12,7 +12,7 @@ from passfx.analysis.regions import Candidate, cheapest_cover
 from passfx.graph.editor import Editor, Match, beside, refuse
 from passfx.graph.ops import CONVS, LAYERS, TRANSPOSED_CONVS, aten
 from passfx.graph.query import is_call, op_name
-from passfx.graph.shapes import known_tensor
+from passfx.graph.shapes import fixed, known_tensor
 from passfx.passes.base import Found, Pass
 
 _Attach = Callable[[str, Tensor], Node]
@@ -69,7 +69,7 @@ class Collapse(Pass):
             weight = attach("weight", conv.densify().weight)
             result = editor.call(aten.linear.default, source, weight, _bias(attach, conv))
         if candidate.is_reshaped:
-            sizes = [size if isinstance(size, int) else -1 for size in fake.shape]
+            sizes = [-1 if size is None else size for size in map(fixed, fake.shape)]
             result = editor.call(aten.reshape.default, result, sizes)
         return result
 

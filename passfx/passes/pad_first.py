@@ -38,7 +38,8 @@ class PadFirst(Pass):
     Kept, or refused:
     1. a border that is not their bias, or that differs from it by more than float64 rounding;
     2. sides that are assigned to while the size is dynamic;
-    3. a padded result that nothing affine reads, or layers whose result is read elsewhere too.
+    3. a padded result that nothing affine reads, or layers whose result is read elsewhere too;
+    4. a border of the channels or of the batch.
     """
 
     name = "pad-first"
@@ -52,7 +53,7 @@ class PadFirst(Pass):
         bound = arguments(pad)
         y, rank = bound["self"], known_tensor(bound["self"]).ndim - 2
         written = any(is_call(user, aten.slice_scatter) for user in node.users)
-        if bound.get("mode", "constant") != "constant" or written:
+        if bound.get("mode", "constant") != "constant" or written or any(bound["pad"][2 * rank :]):
             return None
         if pad is node and not bound["value"]:
             return None

@@ -138,6 +138,7 @@ KEPT: dict[str, Callable[..., Any]] = {
     "no layer before": lambda m, x: m.wide(value_pad(x.relu())),
     "a layer that reads its neighbours": lambda m, x: m.wide(value_pad(m.wide(x))),
     "zeros": lambda m, x: m.wide(functional.pad(m.one(x), (1, 1))),
+    "4. channels": lambda m, x: m.wide(functional.pad(m.one(x), (1, 1, 1, 1, -1, 1), value=0.5)),
     "values that are reflected": lambda m, x: m.wide(
         functional.pad(m.one(x), (1, 1, 1, 1), mode="reflect")
     ),
