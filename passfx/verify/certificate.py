@@ -93,7 +93,7 @@ class _Proof:
                 break
         proven = [item for item in found if isinstance(item, float)]
         misfits = [item for item in found if isinstance(item, str)]
-        if misfits and not proven:
+        if misfits and not proven and not self._is_flat():
             return Certificate(None, misfits[0], self.failing)
         if not any_size or not proven:
             own = self._own()
@@ -106,6 +106,11 @@ class _Proof:
             failure = f"relative error {error:.1e} on random inputs"
             return Certificate(error, failure, self.failing)
         return Certificate(error, self.underflow, self.failing)
+
+    def _is_flat(self) -> bool:
+        """Whether every input has one axis of a fixed size, which may be that of the channels."""
+        shapes = [tuple(fake.shape) for fake in tensors_in(self.inputs)]
+        return all(len(shape) < 2 and all(isinstance(n, int) for n in shape) for shape in shapes)
 
     def _orders(self) -> list[bool]:
         """Whether the channels are the last axis: both ways, the likelier first."""

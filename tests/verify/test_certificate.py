@@ -282,3 +282,15 @@ def test_a_replacement_with_several_results_is_proven() -> None:
     x = torch.randn(2, 3)
     assert proven(Replace((aten.split_with_sizes,), again), Split(), x) == 0.0
     assert "inf" in refused(Replace((aten.split_with_sizes,), otherwise), Split(), x)
+
+
+class Flat(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        column = x[..., -1]
+        return (column + column) + (column - column)
+
+
+def test_the_only_axis_of_a_flat_value_may_be_its_channels() -> None:
+    _, editor = apply(Collapse(), Flat(), torch.randn(3, 4))
+    assert editor.rewrites
+    assert editor.refusals == []
