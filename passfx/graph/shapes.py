@@ -32,8 +32,17 @@ def hint(size: Size) -> int:
     node = cast(Any, size.node)
     if node.hint is not None:
         return int(node.hint)
-    known = node.shape_env.backed_var_to_val
-    return int(node.expr.subs({item: known.get(item, _UNKNOWN) for item in node.expr.free_symbols}))
+    known = {symbol: example(size, symbol, _UNKNOWN) for symbol in node.expr.free_symbols}
+    return int(node.expr.subs(known))
+
+
+def example(size: torch.SymInt, symbol: Any, unknown: int) -> int:
+    """What a symbol of a size is in the example; `unknown` for one that depends on data."""
+    environment: Any = size.node.shape_env
+    known = getattr(environment, "backed_var_to_val", None)
+    if known is None:  # the name of older releases
+        known = environment.var_to_val
+    return int(known.get(symbol, unknown))
 
 
 def fixed(size: Size) -> int | None:

@@ -13,11 +13,12 @@ from typing import Any
 
 from torch import SymInt, Tensor
 
-from passfx.graph.shapes import hint
+from passfx.graph.shapes import example, hint
 
 LONG = 23  # positions, so that a fault from row 20 on shows
 MANY = 8  # samples, so that a fault from sample 6 on shows
 _SIDE = 16  # what surrounds a position is as large, or long in one direction only
+_UNKNOWN = 2  # what a size that depends on data is
 _RATIO = 8  # beyond it, the sizes of two inputs have nothing to do with each other
 
 Shape = tuple[int, ...]
@@ -143,7 +144,7 @@ class Sizes:
         if isinstance(size, SymInt):
             expression = size.node.expr
             known = {
-                symbol: self.symbols.get(symbol, _example(size, symbol))
+                symbol: self.symbols.get(symbol, example(size, symbol, _UNKNOWN))
                 for symbol in expression.free_symbols
             }
             return int(expression.subs(known))
@@ -183,19 +184,10 @@ def tensors_in(inputs: Sequence[Any]) -> Iterator[Tensor]:
             yield item
 
 
-def _example(size: SymInt, symbol: Any) -> int:
-    """The value of a symbol at the captured sizes; 2 for one that depends on data."""
-    environment: Any = size.node.shape_env
-    known = getattr(environment, "backed_var_to_val", None)
-    if known is None:  # the name of older releases
-        known = environment.var_to_val
-    return int(known.get(symbol, 2))
-
-
 def _within(size: SymInt, symbol: Any, wanted: int) -> int:
     """The value of a symbol in its range that makes a size about as large as is wanted."""
-    example, own = _example(size, symbol), hint(size)
-    number = wanted * max(1, round(example / max(1, own)))
+    own = example(size, symbol, _UNKNOWN)
+    number = wanted * max(1, round(own / max(1, hint(size))))
     environment: Any = size.node.shape_env
     bounds = environment.var_to_range.get(symbol)
     if bounds is None:
