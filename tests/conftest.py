@@ -1,8 +1,12 @@
 """What every test may rely on."""
 
+from collections.abc import Iterator
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from tests.schemas import define_torchvision_schemas
 
@@ -18,6 +22,15 @@ settings.register_profile(
     "thorough", settings.get_profile("passfx"), derandomize=False, max_examples=300
 )
 settings.load_profile("passfx")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_registry() -> Iterator[None]:
+    """torch makes its table of ONNX operators anew for every file, the same one each time."""
+    made = staticmethod(cache(ONNXRegistry.from_torchlib))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", made)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -63,10 +63,33 @@ def functionalize(program: ExportedProgram, model: str) -> ExportedProgram:
         CaptureError: torch cannot make it functional.
     """
     try:
-        functional: ExportedProgram = program.run_decompositions({})
+        return _decomposed(program)
     except Exception as error:
         raise CaptureError(f"{model} cannot be made functional: {first_line(error)}") from error
-    return functional
+
+
+def _decomposed(program: ExportedProgram) -> ExportedProgram:
+    """What `program.run_decompositions({})` gives, which keeps composite operators as they are.
+
+    torch registers each of its 500 composite operators for that, at every call, which takes three
+    times as long as all the rest for a small model. Here are only those that the program calls.
+    Another torch than those that passfx knows gets the call itself.
+    """
+    try:
+        from torch._export.utils import _is_preservable_cia_op, _special_op_to_preserve_cia
+        from torch.export.exported_program import _decompose_exported_program
+    except ImportError:
+        return cast(ExportedProgram, program.run_decompositions({}))
+    called: Any = {node.target for node in filter(is_call, all_nodes(program.graph_module))}
+    kept = dict.fromkeys(filter(_is_preservable_cia_op, called), _special_op_to_preserve_cia)
+    functional = _decompose_exported_program(
+        program,
+        cia_to_decomp=kept,
+        python_decomp_table={},
+        joint_loss_index=None,
+        decompose_custom_triton_ops=False,
+    )
+    return cast(ExportedProgram, functional)
 
 
 def refuse_writes(program: ExportedProgram, model: str) -> tuple[str, ...]:

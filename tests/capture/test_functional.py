@@ -11,10 +11,12 @@ from torch.nn import functional as F
 
 from models.pass_layer import PassCNN, PassCNNAdd, PassVariants
 from models.resnet import resnet18
+from passfx.capture.functional import functionalize
 from passfx.capture.program import capture
-from passfx.errors import CaptureError
+from passfx.errors import CaptureError, quiet
 from passfx.graph.evaluate import run_flat
 from passfx.graph.query import is_constant
+from passfx.graph.text import to_text
 from tests.capture.programs import assert_captures, assert_functional, function, image
 from tests.helpers import captured, ops, randomize
 
@@ -355,6 +357,31 @@ def test_live_code_with_dynamic_sizes_is_not_reported_dead() -> None:
     shapes = {"x": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}}
     found = capture(function(body), (image(1, 3, 4, 5),), dynamic_shapes=shapes)
     assert found.dead_code.rewrites == ()
+
+
+COMPOSITES = [  # operators made of others: torch keeps some, and not those that make views
+    lambda x: F.linear(x.flatten(2).movedim(1, 2), torch.ones(4, 3)),
+    lambda x: torch.cat([item.relu_() for item in (x * 2).chunk(2, -1)], 1).type_as(x),
+    lambda x: torch.einsum("nchw,nkhw->nck", x, F.pad(x, (0, 1))[..., :-1]),
+    lambda x: F.scaled_dot_product_attention(x, x, x) + F.max_pool2d(x, 3, 1, 1),
+    lambda x: F.instance_norm(F.dropout(x.clamp_max(1), training=False)).unflatten(-1, (2, -1)),
+    lambda x: torch.cond(x.sum() > 0, lambda y: F.silu(y).square(), lambda y: F.mish(y), (x,)),
+]
+
+
+@pytest.mark.parametrize("arranged_otherwise", [False, True])
+@pytest.mark.parametrize("body", COMPOSITES)
+def test_composite_operators_stay_as_torch_keeps_them(
+    body: Callable[..., Any], arranged_otherwise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with quiet():
+        program = torch.export.export(function(body), (image(2, 3, 4, 4),))
+        wanted = program.run_decompositions({})
+        if arranged_otherwise:  # as a torch to come may be
+            monkeypatch.delattr("torch._export.utils._special_op_to_preserve_cia")
+        result = functionalize(program, "a function")
+    assert to_text(result.graph_module) == to_text(wanted.graph_module)
+    assert str(result.graph_signature) == str(wanted.graph_signature)
 
 
 def test_random_numbers_in_a_branch_are_refused() -> None:
