@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils._sympy.functions import FloorDiv
 
 from passfx.graph.query import tensor
 
@@ -72,7 +73,24 @@ def same_sizes(a: Iterable[Size], b: Iterable[Size]) -> bool:
     """Whether two shapes agree for every size that a dynamic dimension may take."""
     a, b = tuple(a), tuple(b)
     pairs = zip(a, b, strict=False)
-    return len(a) == len(b) and all(statically_known_true(x == y) for x, y in pairs)
+    return len(a) == len(b) and all(
+        statically_known_true(x == y) or _normal(x) == _normal(y) for x, y in pairs
+    )
+
+
+def _normal(size: Size) -> Any:
+    """A size with the multiples of each divisor before its quotient.
+
+    ⌊(s − 8)/3⌋ + 1 and ⌊(s − 2)/3⌋ − 1 are ⌊(s + 1)/3⌋ − 2 both, which the tracer does not see.
+    """
+
+    def divided(base: Any, divisor: Any) -> Any:
+        offset, rest = base.as_coeff_Add()
+        if not (offset.is_Integer and divisor.is_Integer):
+            return FloorDiv(base, divisor)
+        return FloorDiv(rest + offset % divisor, divisor) + offset // divisor
+
+    return size if isinstance(size, int) else size.node.expr.replace(FloorDiv, divided)
 
 
 def same_type(a: Any, b: Any) -> bool:

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn, ops
 from torch.fx import Graph, Node
+from torch.nn import functional as F
 
 from passfx.graph.query import parameters, reached
-from passfx.graph.shapes import dtypes, elements, hint, ints, known_tensor, nbytes
+from passfx.graph.shapes import dtypes, elements, hint, ints, known_tensor, nbytes, same_sizes
+from tests.capture.programs import function
 from tests.helpers import captured
 
 aten = ops.aten
@@ -49,6 +51,21 @@ def test_dtypes_are_those_of_the_nodes_that_hold_a_tensor() -> None:
 def test_a_node_without_a_tensor_has_no_known_one() -> None:
     with pytest.raises(AssertionError):
         known_tensor(Graph().placeholder("x"))
+
+
+def test_quotients_of_sizes_are_equal_whatever_is_taken_off_before_dividing() -> None:
+    def body(x: Tensor) -> tuple[Tensor, ...]:
+        cropped = x[..., 3:-3]
+        return F.avg_pool1d(x, 2, 3), F.avg_pool1d(cropped, 2, 3), F.avg_pool1d(x, 1, 3)
+
+    options = {"dynamic_shapes": ({2: DYNAMIC},)}
+    program = captured(function(body), torch.randn(2, 3, 13), **options)
+    pooled, cropped, other = program.graph_module.graph.output_node().args[0]
+    (whole, part, third) = (known_tensor(node).shape[2] for node in (pooled, cropped, other))
+    assert same_sizes([whole - 1], [part + 1])
+    assert same_sizes([(whole + 4) // 2], [(part + 2) // 2 + 2])
+    assert not same_sizes([whole], [part])
+    assert not same_sizes([whole], [third])
 
 
 def test_ints_are_one_a_dimension() -> None:
