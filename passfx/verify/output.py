@@ -18,6 +18,7 @@ from passfx.verify.error import (
 from passfx.verify.finite import count_nonfinite
 
 _SCATTER = 16  # how far apart two maxima of the same noise over few elements may be
+_APPROXIMATION = 64  # times PyTorch's own error: what a runtime's own way of computing may add
 
 
 class Figures(NamedTuple):
@@ -40,13 +41,21 @@ class Figures(NamedTuple):
 
 @dataclass
 class Output:
-    """Maxima over the samples of one output; `dtype` is that in which a program computes it."""
+    """Maxima over the samples of one output.
+
+    Attributes:
+        dtype: in which a program computes it.
+        baseline: the relative error of the original model.
+        rounding, approximation: what of it counts, of PyTorch's and of a runtime's.
+    """
 
     name: str
     dtype: torch.dtype
     absolute: float = 0.0
     relative: float = 0.0
     baseline: float = 0.0
+    rounding: float = 0.0
+    approximation: float = 0.0
     nonfinite: int = 0
     _strips: dict[tuple[int, int], "_Strip"] = field(default_factory=dict)
 
@@ -74,12 +83,30 @@ class Output:
         That it overflows by itself excuses nothing.
         """
         if whole:
-            self.baseline = max(self.baseline, relative_error(result, reference))
+            error = relative_error(result, reference)
+            self.baseline = max(self.baseline, error)
+            self.rounding = max(self.rounding, error if math.isfinite(error) else 0.0)
+        self._add_noise(sample, result, reference, math.inf)
+
+    def add_runtime(self, sample: int, result: Tensor, reference: Tensor) -> None:
+        """What the original model gives under the program's runtime.
+
+        A runtime may approximate: its error counts up to 64 times PyTorch's, or the last place of
+        the dtype if that is more. What is beyond is a fault of the runtime or of the exporter.
+        """
+        error = relative_error(result, reference)
+        self.baseline = max(self.baseline, error)
+        if math.isfinite(error):
+            limit = _APPROXIMATION * max(self.rounding, _last_place(self.dtype))
+            self.approximation = max(self.approximation, min(error, limit))
+        self._add_noise(sample, result, reference, _APPROXIMATION)
+
+    def _add_noise(self, sample: int, result: Tensor, reference: Tensor, factor: float) -> None:
         strips = [strip for (number, _), strip in self._strips.items() if number == sample]
         if strips:
             error = distance(result, reference)
             for strip in strips:
-                strip.add_noise(error)
+                strip.add_noise(error, factor, _last_place(self.dtype))
 
     def figures(self, rtol: float, sample: int | None = None) -> Figures:
         """Those of the whole output, or of the worst channel where only a channel fails.
@@ -88,8 +115,8 @@ class Output:
             rtol: what is tolerated besides the error of the original.
             sample: whose channels count; by default those of all samples.
         """
-        excused = 2 * self.baseline if math.isfinite(self.baseline) else 0.0
-        whole = Figures(self.relative, self.baseline, rtol + excused)
+        tolerance = rtol + 2 * max(self.rounding, self.approximation)
+        whole = Figures(self.relative, self.baseline, tolerance)
         strips = [x for (number, _), x in self._strips.items() if sample in (None, number)]
         failed = [worst for strip in strips if not (worst := strip.worst(rtol, self.dtype)).passed]
         if not whole.passed or not failed:
@@ -106,8 +133,12 @@ class _Strip:
     error: Tensor
     noise: Tensor
 
-    def add_noise(self, error: Tensor) -> None:
+    def add_noise(self, error: Tensor, factor: float, last_place: float) -> None:
+        """Let the original model's error count, up to a factor times what has counted."""
         noise = by_channel(error.nan_to_num(0.0, 0.0), self.axis)
+        if math.isfinite(factor):
+            limit = factor * torch.maximum(self.noise, last_place * self.scale)
+            noise = torch.minimum(noise, limit)
         self.noise = torch.maximum(self.noise, noise)
 
     def worst(self, rtol: float, dtype: torch.dtype) -> Figures:
@@ -124,3 +155,8 @@ class _Strip:
             float(tolerance[index]),
             channel,
         )
+
+
+def _last_place(dtype: torch.dtype) -> float:
+    """The relative error of rounding once to a dtype."""
+    return torch.finfo(dtype).eps if dtype.is_floating_point or dtype.is_complex else 0.0

@@ -266,6 +266,24 @@ def test_the_same_model_elsewhere_excuses_what_the_runtime_approximates(
     assert result.passed and result.baseline == "PyTorch" and not made
 
 
+@pytest.mark.parametrize("gain", [1.0, 1e-7])
+def test_what_is_wrong_without_rewrites_too_is_wrong(gain: float) -> None:
+    model = nn.Linear(6, 5)
+    with torch.no_grad():
+        model.weight[2] *= gain
+        model.bias[2] *= gain
+    program = captured(model, torch.randn(4, 6))
+    signs = torch.ones(5)
+    signs[2] = -1
+
+    def wrong(inputs: list[Any]) -> list[Tensor]:
+        return [native(program)(inputs)[0] * signs]
+
+    result = parity(program, wrong, provider="torch", unrewritten=lambda: wrong)
+    assert not result.passed
+    assert result.channel == (None if gain == 1 else "channel 2 of axis 1")
+
+
 def test_a_program_that_is_wrong_at_other_sizes_alone_fails(classifier: Captured) -> None:
     def candidate(inputs: list[Any]) -> list[Tensor]:
         scores, labels = native(classifier)(inputs)
