@@ -162,6 +162,18 @@ def constants(count: int) -> GraphModule:
     return b.done(x)
 
 
+def masks(count: int) -> GraphModule:
+    """Constants that differ in one element."""
+    b = _Builder()
+    x = b.x
+    for number in range(count // 3):
+        mask = b.constant(1, 4, 6, 6)
+        values = b.root.get_buffer(str(mask.target)).zero_()
+        values.view(-1)[1] = number
+        x = b.call(aten.mul.Tensor, b.relu(x), mask)
+    return b.done(x)
+
+
 def unused(count: int) -> GraphModule:
     """A chain that reaches the output, with a dead end at every node, and a dead chain."""
     b = _Builder()
@@ -175,8 +187,7 @@ def unused(count: int) -> GraphModule:
 
 GRAPHS: tuple[Callable[[int], GraphModule], ...] = (
     siblings, activated_siblings, residuals, affine_residuals, norms, dense, nothing, reshapes,
-    clips,
-    constants, unused,
+    clips, constants, masks, unused,
 )  # fmt: skip
 
 

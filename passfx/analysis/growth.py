@@ -31,12 +31,14 @@ class Addition:
         nodes: the operators that go, in topological order.
         added: the bytes of the new constants.
         seconds: the predicted time that it saves.
+        made: values among what the operators read that other rewrites make constants.
     """
 
     at: Node
     nodes: Sequence[Node]
     added: int
     seconds: float
+    made: frozenset[Node] = frozenset()
 
     @cached_property
     def constants(self) -> set[Node]:
@@ -46,7 +48,8 @@ class Addition:
     @cached_property
     def key(self) -> tuple[int, str]:
         """Rewrites of one key make equal constants, as of a layer that is called twice."""
-        names = {node: f"%{place}" for place, node in enumerate(self.nodes)}
+        names = {node: node.name for node in self.made}
+        names |= {node: f"%{place}" for place, node in enumerate(self.nodes)}
         names |= {node: str(node.target) for node in self.constants}
         calls = [(str(node.target), node.args, dict(node.kwargs)) for node in self.nodes]
         return self.added, str(map_arg(calls, lambda node: names.get(node, "x")))

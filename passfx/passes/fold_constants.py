@@ -1,6 +1,6 @@
 """Constant folding."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -48,19 +48,25 @@ class FoldConstants(Pass):
             if node in fixed and not is_constant(node) and tensor(node) is not None
             if not fixed.issuperset(node.users)
         ]
-        refused = too_large(map(self._addition, found))
+        made = frozenset(found)
+        refused = too_large(self._addition(node, made) for node in found)
         reasons = {item.at: reason for item, reason in refused.items()}
         for node in found:
             yield refuse(node, reasons[node]) if node in reasons else self.match(node)
 
-    def _addition(self, node: Node) -> Addition:
-        nodes = _expression(node)
-        calls = [item for item in nodes if not is_constant(item)]
-        read = (elements(item) for item in nodes if is_constant(item))
+    def _addition(self, node: Node, made: frozenset[Node]) -> Addition:
+        """What a constant adds, and saves beside those that are made of its expression before."""
+
+        def step(item: Node) -> Iterable[Node]:
+            return () if item in made and item is not node else item.all_input_nodes
+
+        nodes = reached(node, step)
+        calls = [item for item in nodes if item is node or not (is_constant(item) or item in made)]
+        read = (elements(item) for item in set(nodes).difference(calls))
         is_new = elements(node) > max(read, default=0)
         timed = (item for item in calls if tensor(item) is not None)
         saved = sum(node_seconds(item, self.target.profile) for item in timed) if is_new else 0.0
-        return Addition(node, calls, nbytes(node), saved)
+        return Addition(node, calls, nbytes(node), saved, made.intersection(nodes))
 
     def match(self, node: Node) -> Found:
         nodes = _expression(node)

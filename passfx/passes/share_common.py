@@ -1,9 +1,12 @@
 """Duplicate constants and common subexpressions."""
 
+from collections import Counter
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Graph, Node
 
 from passfx.graph.editor import Editor, Match
@@ -22,15 +25,20 @@ class ShareCommon(Pass):
     name = "share-common"
 
     def matches(self, graph: Graph) -> Iterator[Found]:
-        first: dict[Any, list[Node]] = {}
+        constants = [node for node in graph.nodes if is_constant(node)]
+        alike = Counter(map(_probes, constants))
+        first: dict[Any, Node] = {}
         for node in graph.nodes:
-            if node.op not in ("get_attr", "call_function") or not is_pure(node):
-                continue
-            earlier = first.setdefault(_key(node), [])
-            twin = next((item for item in earlier if _equal(item, node)), None)
-            if twin is None:
-                earlier.append(node)
+            if is_constant(node):
+                probes = _probes(node)
+                # Few constants have the probes of another, so that few are read as a whole.
+                key = (*probes, _digest(constant(node)) if alike[probes] > 1 else None)
+            elif node.op in ("get_attr", "call_function") and is_pure(node):
+                key = node.op, node.target, _freeze(node.args), _freeze(node.kwargs)
             else:
+                continue
+            twin = first.setdefault(key, node)
+            if twin is not node:
                 what = "a constant" if is_constant(node) else "an expression"
                 yield Match(node, (twin, node), f"{what} equal to {twin.name}", twin)
 
@@ -39,13 +47,17 @@ class ShareCommon(Pass):
         return twin
 
 
-def _key(node: Node) -> Any:
-    if not is_constant(node):
-        return node.op, node.target, _freeze(node.args), _freeze(node.kwargs)
+def _probes(node: Node) -> tuple[Any, ...]:
+    """What equal constants have in common: dtype, shape, some elements."""
     tensor = constant(node)
     flat = tensor.reshape(-1)
     probes = flat[:: max(1, flat.numel() // 4)][:4]
     return tensor.dtype, tuple(tensor.shape), tuple(map(repr, probes.tolist()))
+
+
+def _digest(tensor: Tensor) -> bytes:
+    """Of every bit."""
+    return sha256(tensor.contiguous().flatten().view(torch.uint8).cpu().numpy().data).digest()
 
 
 def _freeze(item: Any) -> Any:
@@ -54,9 +66,3 @@ def _freeze(item: Any) -> Any:
     if isinstance(item, list | tuple):
         return tuple(map(_freeze, item))
     return type(item), repr(item) if isinstance(item, float) else item
-
-
-def _equal(a: Node, b: Node) -> bool:
-    if not is_constant(a) or a.target == b.target:
-        return True
-    return torch.equal(*(constant(x).contiguous().flatten().view(torch.uint8) for x in (a, b)))

@@ -18,14 +18,16 @@ def main() -> None:
     """Print one row a graph and pass."""
     names = [build.__name__ for build in GRAPHS]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("graphs", nargs="*", default=names, choices=[*names, []])
+    parser.add_argument("graphs", nargs="*", metavar="GRAPH", help=", ".join(names))
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 3000, 10000])
     options = parser.parse_args()
+    if unknown := set(options.graphs).difference(names):
+        parser.error(f"no such graph: {', '.join(unknown)}; there are {', '.join(names)}")
     counts = options.counts
     print(f"| graph | pass | {' | '.join(f'{count:,} nodes' for count in counts)} | ratio |")
     print(f"| --- | --- | {'--- | ' * len(counts)}--- |")
     for build in GRAPHS:
-        if build.__name__ not in options.graphs:
+        if options.graphs and build.__name__ not in options.graphs:
             continue
         seconds: dict[str, list[float]] = {kind.name: [] for kind in PASSES}
         for count in counts:
