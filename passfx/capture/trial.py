@@ -8,7 +8,7 @@ were tried.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
 from typing import Any
@@ -29,6 +29,7 @@ _TRIES = 4  # sizes outside a bound that are tried
 _FEW = 8  # so many are all of them
 _DENSE, _COARSE = 128, 12  # sizes of a symbol alone, and of two together, that are looked at
 _LARGE = 2**18  # elements of the inputs, where the example has less
+_LARGEST = 2**22  # … where nothing smaller lies outside a bound
 _AGREEMENT = 1e-3  # of the largest value: another way through a model differs by more
 
 Outcome = tuple[str, str | None]
@@ -113,10 +114,14 @@ class Trial:
     graph_module: GraphModule
     outcomes: dict[Point, Outcome] = field(default_factory=dict)
 
-    def allows(self, point: Point) -> bool:
-        """Whether the inputs are not too large to be run at these sizes."""
-        example, there = map(self.bounds.elements, (self.bounds.example, point))
-        return there <= max(4 * example, _LARGE)
+    def runnable(self, points: Collection[Point]) -> list[Point]:
+        """Those at which the inputs are not too large to be run, or else the first that can be."""
+        example = 4 * self.bounds.elements(self.bounds.example)
+
+        def allowed(most: int) -> list[Point]:
+            return [point for point in points if self.bounds.elements(point) <= max(example, most)]
+
+        return allowed(_LARGE) or allowed(_LARGEST)[:1]
 
     def outcome(self, point: Point, *, fits: bool) -> Outcome:
         """What happens at some sizes; where the graph has formulas for them, nodes must fit too."""
@@ -263,7 +268,7 @@ class _Search:
         nearest: dict[tuple[int, ...], Point] = {}
         for point in sorted(distance, key=distance.__getitem__):
             nearest.setdefault(tuple(point[number] for number in bound.used), point)
-        runnable = [point for point in nearest.values() if self.trial.allows(point)]
+        runnable = self.trial.runnable(nearest.values())
         is_all = len(runnable) == len(nearest) <= _FEW
         known = [point for point in distance if point in self.trial.outcomes]
         chosen = [*known, *runnable[: _TRIES - 1], *runnable[-1:]][: max(_TRIES, len(known))]
