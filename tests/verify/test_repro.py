@@ -17,6 +17,9 @@ from tests.helpers import captured
 from tests.verify.nets import Folded
 from tests.verify.wrong import Build, Replace, aten, fold, not_a_number, wrong_sign
 
+# What torch 2.11 says of every program that it loads.
+pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
+
 
 class Pointwise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
