@@ -79,10 +79,17 @@ def _load(spec: SourceSpec, text: str) -> Source:
     model, declared = load(text, spec.arguments or {})
     if isinstance(model, ExportedProgram) and (spec.arguments or spec.weights):
         raise SourceError(f"{text} is a finished program: it takes no --arg and no --weights")
+    notes: tuple[str, ...] = ()
     if spec.weights is not None:
-        load_weights(model, Path(spec.weights))
+        key, path = spec.weights_key, Path(spec.weights)
+        notes = load_weights(
+            model, path, key, strict=spec.strict, trust_pickle=spec.trust_pickle
+        )
+    elif spec.weights_key is not None:
+        raise SourceError("--weights-key (weights_key) is for a file that --weights names")
     if shapes:
-        return Source(text, model, *random_inputs(model, shapes, spec.seed))
+        args, kwargs, drawn = random_inputs(model, shapes, spec.seed)
+        return Source(text, model, args, kwargs, notes=(*notes, *drawn))
     if isinstance(model, ExportedProgram):
         return Source(text, model)
     if declared is None:
@@ -91,4 +98,4 @@ def _load(spec: SourceSpec, text: str) -> Source:
             f"{text} declares no example inputs: give --input-shape 1x3x224x224{hint}"
         )
     given = call(declared, f"example_inputs() of {text}") if callable(declared) else declared
-    return Source(text, model, *as_inputs(given))
+    return Source(text, model, *as_inputs(given), notes=notes)
