@@ -30,9 +30,9 @@ RTOL = option("--rtol", type=click.FloatRange(min=0), help="Relative error toler
 NONFINITE = option("--allow-nonfinite", is_flag=True,
     help="Accept NaN and infinite weights and results, of which nothing is proven.")  # fmt: skip
 WEIGHTS = option("--weights", type=FILE, metavar="FILE",
-    help="Weights to load: .safetensors, or what torch.save wrote (.pt, .pth, .bin, .ckpt).")  # fmt: skip
+    help="Weights to load: .safetensors, or what torch.save wrote (.pt, .pth, .ckpt).")  # fmt: skip
 WEIGHTS_KEY = option("--weights-key", metavar="KEY",
-    help="Part of that file to take: ema, or ema.state_dict.  [default: one that fits]")  # fmt: skip
+    help="Part of it to take: ema, or ema.state_dict.  [default: one that fits]")  # fmt: skip
 STRICT = option("--strict/--no-strict", default=True,
     help="Refuse weights that lack a key of the model, or have another one besides.")  # fmt: skip
 ARGUMENTS = option("--arg", "arguments", multiple=True, metavar="KEY=VALUE",

@@ -78,4 +78,3 @@ def _sizes(port: Port, given: tuple[int, ...] | None, batch: int) -> tuple[int, 
             "convert with --dynamic-batch for another one"
         )
     return tuple(sizes)
-

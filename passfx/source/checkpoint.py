@@ -20,7 +20,6 @@ from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 
 from passfx.errors import SourceError, first_line, quiet
 from passfx.files import is_file
-from passfx.source.archive import TRUST_ADVICE
 
 SAVE_ADVICE = "save the weights with torch.save(model.state_dict(), ...)"
 _ARCHIVE = b"PK\3\4"  # how one begins

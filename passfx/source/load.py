@@ -11,19 +11,21 @@ from torch.export import ExportedProgram
 
 from passfx.errors import SourceError
 from passfx.source.call import call
-from passfx.source.factory import factory_model
+from passfx.source.factory import factory_model, is_factory
 from passfx.source.inputs import as_inputs, dynamic_shapes, parse_input_shape, random_inputs
 from passfx.source.program import load_program
 from passfx.source.spec import Arguments, Loaded, Source, SourceSpec
+from passfx.source.suggest import no_source
 from passfx.source.timm import timm_model
 from passfx.source.torchvision import torchvision_model
 from passfx.source.weights import load_weights
 
-# Which sources are of a form, and what loads them; all others are factories.
+# Which sources are of a form, and what loads them.
 _FORMS: tuple[tuple[Callable[[str], bool], Callable[[str, Arguments], Loaded]], ...] = (
     (lambda text: text.endswith(".pt2"), load_program),
     (lambda text: text.startswith("timm:"), timm_model),
     (lambda text: text.startswith("torchvision:"), torchvision_model),
+    (is_factory, factory_model),
 )
 
 
@@ -73,7 +75,9 @@ def _given(spec: SourceSpec) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def _load(spec: SourceSpec, text: str) -> Source:
     shapes = [parse_input_shape(shape) for shape in spec.input_shapes]
-    load = next((load for matches, load in _FORMS if matches(text)), factory_model)
+    load = next((load for matches, load in _FORMS if matches(text)), None)
+    if load is None:
+        raise no_source(text)
     if load is load_program and spec.trust_pickle:
         load = partial(load_program, trust_pickle=True)
     model, declared = load(text, spec.arguments or {})
@@ -82,9 +86,7 @@ def _load(spec: SourceSpec, text: str) -> Source:
     notes: tuple[str, ...] = ()
     if spec.weights is not None:
         key, path = spec.weights_key, Path(spec.weights)
-        notes = load_weights(
-            model, path, key, strict=spec.strict, trust_pickle=spec.trust_pickle
-        )
+        notes = load_weights(model, path, key, strict=spec.strict, trust_pickle=spec.trust_pickle)
     elif spec.weights_key is not None:
         raise SourceError("--weights-key (weights_key) is for a file that --weights names")
     if shapes:

@@ -164,9 +164,7 @@ def test_dtype_where_none_is_given(tmp_path: Path) -> None:
         (["2x9", "mask:2x9", "mask:2x9"], "--input-shape gives 'mask' twice"),
     ],
 )
-def test_inputs_that_forward_does_not_take(
-    tmp_path: Path, shapes: list[str], problem: str
-) -> None:
+def test_inputs_that_forward_does_not_take(tmp_path: Path, shapes: list[str], problem: str) -> None:
     (tmp_path / "net.py").write_text(INPUTS_OF_EACH_KIND)
     with pytest.raises(SourceError, match=problem):
         load_source(SourceSpec(f"{tmp_path / 'net.py'}:Words", input_shapes=shapes))
