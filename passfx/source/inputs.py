@@ -17,8 +17,6 @@ from passfx.errors import SourceError
 from passfx.graph.query import dtype_name
 from passfx.source.spec import Source, SourceSpec
 
-Inputs = tuple[tuple[Any, ...], dict[str, Any], tuple[str, ...]]
-
 DTYPES = (
     torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32,
     torch.int16, torch.int8, torch.uint8, torch.bool, torch.complex64, torch.complex128,
@@ -98,22 +96,25 @@ def draw(sizes: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -
 
 def random_inputs(
     model: torch.nn.Module | ExportedProgram, shapes: Sequence[InputShape], seed: int
-) -> Inputs:
-    """Inputs of these shapes; where no dtype is given, in the model's own floating one.
-
-    Returns:
-        Those by place and those by name, and sentences about how they were drawn.
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs of these shapes, by place and by name; the dtype is that of the model if not given.
 
     Raises:
         SourceError: `forward` has not these inputs, or has others too.
     """
     _check_signature(model, shapes)
     random = torch.Generator().manual_seed(seed)
-    dtypes = (item.dtype for item in model.parameters() if item.dtype.is_floating_point)
-    own = next(dtypes, torch.float32)
+    own = _floating(model)
     drawn = [(item.name, draw(item.sizes, item.dtype or own, random)) for item in shapes]
     args = tuple(item for name, item in drawn if name is None)
-    notes = []
+    return args, {name: item for name, item in drawn if name is not None}
+
+
+def drawing_notes(
+    model: torch.nn.Module | ExportedProgram, shapes: Sequence[InputShape]
+) -> tuple[str, ...]:
+    """Sentences about what was drawn that is not what everyone expects."""
+    notes, own = [], _floating(model)
     if own != torch.float32 and not all(item.dtype for item in shapes):
         notes.append(f"inputs are drawn in the model's own {dtype_name(own)}")
     coarse = [item for item in shapes if item.dtype in _COARSE]
@@ -122,7 +123,12 @@ def random_inputs(
         notes.append(
             f"integers of {names} are drawn from 0 and 1; example_inputs() may give others"
         )
-    return args, {name: item for name, item in drawn if name is not None}, tuple(notes)
+    return tuple(notes)
+
+
+def _floating(model: torch.nn.Module | ExportedProgram) -> torch.dtype:
+    dtypes = (item.dtype for item in model.parameters() if item.dtype.is_floating_point)
+    return next(dtypes, torch.float32)
 
 
 def _check_signature(

@@ -12,7 +12,13 @@ from torch.export import ExportedProgram
 from passfx.errors import SourceError
 from passfx.source.call import call
 from passfx.source.factory import factory_model, is_factory
-from passfx.source.inputs import as_inputs, dynamic_shapes, parse_input_shape, random_inputs
+from passfx.source.inputs import (
+    as_inputs,
+    drawing_notes,
+    dynamic_shapes,
+    parse_input_shape,
+    random_inputs,
+)
 from passfx.source.program import load_program
 from passfx.source.spec import Arguments, Loaded, Source, SourceSpec
 from passfx.source.suggest import no_source
@@ -90,8 +96,8 @@ def _load(spec: SourceSpec, text: str) -> Source:
     elif spec.weights_key is not None:
         raise SourceError("--weights-key (weights_key) is for a file that --weights names")
     if shapes:
-        args, kwargs, drawn = random_inputs(model, shapes, spec.seed)
-        return Source(text, model, args, kwargs, notes=(*notes, *drawn))
+        notes += drawing_notes(model, shapes)
+        return Source(text, model, *random_inputs(model, shapes, spec.seed), notes=notes)
     if isinstance(model, ExportedProgram):
         return Source(text, model)
     if declared is None:
