@@ -16,8 +16,8 @@ _MOST_INPUTS = 16  # of a model for which each is tried alone
 
 def wanted_dtypes(
     model: torch.nn.Module, inputs: Inputs, call: Callable[[Inputs], Any]
-) -> dict[str, tuple[torch.dtype, torch.dtype]]:
-    """The inputs that fail in their own dtype and do not in another, with both dtypes.
+) -> dict[str, tuple[Tensor, torch.dtype]]:
+    """The inputs that fail in their own dtype and do not in another, with that one.
 
     Found by calling the model with inputs in its own floating dtype, in int64 and in bool: all
     that are of the wrong kind, then each alone.
@@ -36,27 +36,28 @@ def wanted_dtypes(
         except Exception:
             continue
         names = _names(model, inputs)
-        return {names[place]: (leaves[place].dtype, dtype) for place in places}
+        return {names[place]: (leaves[place], dtype) for place in places}
     return {}
 
 
-def dtype_advice(model: torch.nn.Module, found: dict[str, tuple[torch.dtype, torch.dtype]]) -> str:
+def dtype_advice(model: torch.nn.Module, found: dict[str, tuple[Tensor, torch.dtype]]) -> str:
     """What to do about inputs that fail by their dtype; nothing where there are none."""
     if not found:
         return ""
-    (name, (has, wanted)), *_ = found.items()
-    given = "; it takes " + ", ".join(
-        f"{name} in {dtype_name(wanted)}, not {dtype_name(has)}"
-        for name, (has, wanted) in found.items()
+    (first, (item, wanted)), *_ = found.items()
+    told = ", ".join(
+        f"{name} in {dtype_name(dtype)}, not {dtype_name(item.dtype)}"
+        for name, (item, dtype) in found.items()
     )
     own = floating_dtype(model)
-    if has.is_floating_point and wanted == own:
-        given += f", because its weights are in {dtype_name(own)}"
-        given += "" if own == torch.float32 else " (model.float() makes them float32)"
-    return (
-        f"{given}: give it so, in args, in example_inputs() or by --input-shape "
-        f"{name}:SIZES:{dtype_name(wanted)}"
-    )
+    if item.is_floating_point() and wanted == own:
+        told += f", because its weights are in {dtype_name(own)}"
+        told += "" if own == torch.float32 else " (model.float() makes them float32)"
+    given = "in args or example_inputs()"
+    if first.isidentifier() and item.ndim:
+        sizes = "x".join(map(str, item.shape))
+        given += f", or by --input-shape {first}:{sizes}:{dtype_name(wanted)}"
+    return f"; it takes {told}: give it so, {given}"
 
 
 def floating_dtype(model: torch.nn.Module) -> torch.dtype | None:

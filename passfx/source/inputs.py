@@ -80,6 +80,18 @@ def as_inputs(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(given), {}) if isinstance(given, list | tuple) else ((given,), {})
 
 
+def asked_shapes(model: torch.nn.Module) -> str:
+    """The option that gives what `forward` takes, for each input that it must be given."""
+    required = [
+        name
+        for name, item in inspect.signature(model.forward).parameters.items()
+        if item.default is item.empty and item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)
+    ]
+    if len(required) < 2:
+        return "--input-shape 1x3x224x224"
+    return f"--input-shape NAME:1x3x224x224[:int64] for each of {', '.join(required)}"
+
+
 def draw(sizes: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
     """Random values that most models take.
 

@@ -14,6 +14,7 @@ from passfx.source.call import call
 from passfx.source.factory import factory_model, is_factory
 from passfx.source.inputs import (
     as_inputs,
+    asked_shapes,
     drawing_notes,
     dynamic_shapes,
     parse_input_shape,
@@ -102,8 +103,6 @@ def _load(spec: SourceSpec, text: str) -> Source:
         return Source(text, model)
     if declared is None:
         hint = ", or define example_inputs() beside the factory" if load is factory_model else ""
-        raise SourceError(
-            f"{text} declares no example inputs: give --input-shape 1x3x224x224{hint}"
-        )
+        raise SourceError(f"{text} declares no example inputs: give {asked_shapes(model)}{hint}")
     given = call(declared, f"example_inputs() of {text}") if callable(declared) else declared
     return Source(text, model, *as_inputs(given), notes=notes)

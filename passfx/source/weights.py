@@ -118,7 +118,9 @@ def _refusal(best: Fit, fits: Sequence[Fit], model: str, where: str, key: str | 
     subset = next((_name(item, key, prefix) for item in fits for prefix in item.subsets()), None)
     if subset is not None:
         advice = f"; --weights-key {subset} takes a part that fits"
-    elif best.shared and not best.misfits:
+    elif best.misfits:
+        advice = "; build the model with the arguments that it was trained with (--arg)"
+    elif best.shared:
         count = len(best.shared)
         advice = f"; --no-strict (strict=False) loads the {count} of {len(best.own)} that both have"
     return f"{place} does not fit {model}: {found}{advice}"
@@ -143,9 +145,9 @@ def _notes(best: Fit, others: Sequence[Fit], path: Path, key: str | None) -> Ite
         also = f"; {names} would fit too (--weights-key)" if names else ""
         yield f"weights from {path}: {what}{prefix}{also}"
     if best.missing:
-        yield f"{path} lacks {some(best.missing)}, left as they were built"
+        yield f"{path} lacks {some(best.missing)}: as the model was built"
     if best.unexpected:
-        yield f"{path} has {some(best.unexpected)} besides, left out"
+        yield f"{path} has {some(best.unexpected)} besides: left out"
 
 
 def _described(found: Any) -> str:

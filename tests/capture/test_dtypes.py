@@ -41,8 +41,8 @@ def test_half_model_on_floats() -> None:
     assert message.startswith("Sequential itself fails on inputs of float32 1x3x8x8")
     assert message.endswith(
         "; it takes input in float16, not float32, because its weights are in float16 "
-        "(model.float() makes them float32): give it so, in args, in example_inputs() or by "
-        "--input-shape input:SIZES:float16"
+        "(model.float() makes them float32): give it so, in args or example_inputs(), or by "
+        "--input-shape input:1x3x8x8:float16"
     )
 
 
@@ -57,8 +57,8 @@ def test_float_model_on_others() -> None:
 def test_floats_where_indices_are_due() -> None:
     message = error_of(Words(), torch.ones(1, 8))
     assert message.endswith(
-        "; it takes ids in int64, not float32: give it so, in args, in example_inputs() or by "
-        "--input-shape ids:SIZES:int64"
+        "; it takes ids in int64, not float32: give it so, in args or example_inputs(), or by "
+        "--input-shape ids:1x8:int64"
     )
 
 
@@ -66,7 +66,9 @@ def test_one_of_several_inputs() -> None:
     ids = torch.ones(1, 8, dtype=torch.int64)
     assert "it takes mask in bool, not float32" in error_of(Words(), ids, mask=torch.ones(1, 8, 1))
     x = torch.ones(1, 3, 5)
-    assert "it takes more[1] in float32, not int64" in error_of(Pair(), x, more=[x, x.long()])
+    assert error_of(Pair(), x, more=[x, x.long()]).endswith(
+        "it takes more[1] in float32, not int64: give it so, in args or example_inputs()"
+    )
     message = error_of(Pair().double(), x, more=[x, x])
     assert "it takes x in float64, not float32, more[0] in float64, not float32, more[1]" in message
 

@@ -62,8 +62,12 @@ def test_random_inputs_have_the_dtype_of_the_model(net: Path) -> None:
 def test_no_example_inputs(tmp_path: Path) -> None:
     path = tmp_path / "net.py"
     path.write_text(FILE)
-    with pytest.raises(SourceError, match="--input-shape 1x3x224x224, or define example_inputs"):
+    with pytest.raises(SourceError, match=r"give --input-shape 1x3x224x224, or define example_in"):
         load_source(SourceSpec(f"{path}:build"))
+    path.write_text(f"{FILE}\nclass Two(Net):\n    def forward(self, ids, *, mask, x=1): ...\n")
+    asked = r"give --input-shape NAME:1x3x224x224\[:int64\] for each of ids, mask, or define"
+    with pytest.raises(SourceError, match=asked):
+        load_source(SourceSpec(f"{path}:Two"))
 
 
 def test_failing_example_inputs_are_placed(tmp_path: Path) -> None:

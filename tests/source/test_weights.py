@@ -95,7 +95,8 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path, fresh: nn.Module) -> 
     assert str(caught.value) == (
         f"{tmp_path / 'w.pt'} does not fit Sequential: missing: 0.bias (nearest: extra); "
         "unexpected: extra (nearest: 0.bias); "
-        "of another shape or dtype: 0.weight (4, 2) instead of (3, 2)"
+        "of another shape or dtype: 0.weight (4, 2) instead of (3, 2); "
+        "build the model with the arguments that it was trained with (--arg)"
     )
     assert all(map(torch.equal, weights_of(fresh), before))
 
@@ -321,8 +322,8 @@ def test_not_strict(tmp_path: Path, trained: nn.Module, fresh: nn.Module) -> Non
     )
     notes = load_weights(fresh, tmp_path / "w.pt", strict=False)
     assert notes == (
-        f"{tmp_path / 'w.pt'} lacks 0.bias, left as they were built",
-        f"{tmp_path / 'w.pt'} has 0.biases besides, left out",
+        f"{tmp_path / 'w.pt'} lacks 0.bias: as the model was built",
+        f"{tmp_path / 'w.pt'} has 0.biases besides: left out",
     )
     assert torch.equal(fresh[0].weight, trained[0].weight)
     assert torch.equal(fresh[0].bias, kept)
