@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from passfx.capture.dtypes import dtype_advice, floating_dtype, wanted_dtypes
 from passfx.capture.dynamic import Inputs
 from passfx.capture.state import evaluating, same_numbers
 from passfx.errors import CaptureError, named_line
@@ -38,13 +39,35 @@ def explain(error: Exception, model: torch.nn.Module, inputs: Inputs) -> str:
             f"{dtype_name(item.dtype)} {'x'.join(map(str, item.shape)) or 'scalar'}"
             for item in tensors(pytree.tree_leaves(inputs))
         ]
-        return f"{name} itself fails on inputs of {', '.join(shapes)}{at}: {reason}"
+        with evaluating(model, weights=True):
+            wanted = wanted_dtypes(model, inputs, lambda given: _call(model, given))
+        advice = dtype_advice(model, wanted)
+        return f"{name} itself fails on inputs of {', '.join(shapes)}{at}: {reason}{advice}"
     advice = ""
     if "data-dependent" in reason:
         advice = "; its flow depends on the value of a tensor: use torch.where or torch.cond there"
     elif written:
         advice = f"; it writes to its own {_listed(written)} in eval mode, which a graph cannot do"
     return f"{name} cannot be captured{at}: {reason}{advice}"
+
+
+def check_call(model: torch.nn.Module, inputs: Inputs) -> None:
+    """Refuse inputs on which the model itself fails, though the tracer does not.
+
+    The tracer looks at no value, and lets some operators mix dtypes. The model is really called
+    where a tensor has another dtype than the weights: an index, a mask, the wrong precision.
+
+    Raises:
+        CaptureError: as `explain` says it.
+    """
+    own = floating_dtype(model)
+    if all(item.dtype == own for item in tensors(pytree.tree_leaves(inputs))):
+        return
+    try:
+        with evaluating(model):
+            _call(model, inputs)
+    except Exception as error:
+        raise CaptureError(explain(error, model, inputs)) from error
 
 
 def _violated(error: Exception) -> str:

@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from passfx.capture.aliases import program_aliases
-from passfx.capture.calls import explain, refuse_memory
+from passfx.capture.calls import check_call, explain, refuse_memory
 from passfx.capture.check import check_capturable, program_inputs
 from passfx.capture.dynamic import Dims, Inputs, dim_names, widen_dynamic
 from passfx.capture.functional import (
@@ -133,9 +133,11 @@ def capture(
         graph_module = unlift(program)
     hold_tensors(graph_module, copied=False)
     refuse_random(graph_module, name)
-    if changed and isinstance(model, torch.nn.Module):
+    if isinstance(model, torch.nn.Module):
         with quiet():
-            refuse_memory(model, inputs, changed)
+            check_call(model, inputs)
+            if changed:
+                refuse_memory(model, inputs, changed)
     taken = input_names(graph_module)
     return Captured(
         graph_module,

@@ -1,12 +1,22 @@
 """`passfx bench`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from passfx.cli.command import ABOVE_ZERO, SOURCE, Group, command, option, without
-from passfx.cli.options import ARGUMENTS, RUNTIME, SEED, TRUST, WEIGHTS, output, source_spec
+from passfx.cli.options import (
+    ARGUMENTS,
+    RUNTIME,
+    SEED,
+    STRICT,
+    TRUST,
+    WEIGHTS,
+    WEIGHTS_KEY,
+    output,
+    source_spec,
+)
 from passfx.cli.output import Output
 from passfx.errors import SourceError
 from passfx.export.settings import PRECISIONS
@@ -28,15 +38,14 @@ _SETTINGS = Group("passfx.jobs.bench:BenchSettings", (
     SEED,
 ))  # fmt: skip
 _OUTPUT = output("the figures", "the table and a plot")
+_MODEL = Group(dict, (WEIGHTS, WEIGHTS_KEY, STRICT, TRUST))
 
 
-@command(sources=_SOURCES, weights=WEIGHTS, arguments=ARGUMENTS, trust_pickle=TRUST,
-    settings=_SETTINGS, out=_OUTPUT)  # fmt: skip
+@command(sources=_SOURCES, model=_MODEL, arguments=ARGUMENTS, settings=_SETTINGS, out=_OUTPUT)
 def bench(
     sources: tuple[str, ...],
-    weights: Path | None,
+    model: dict[str, Any],
     arguments: tuple[str, ...],
-    trust_pickle: bool,
     settings: "BenchSettings",
     out: Output,
 ) -> None:
@@ -54,14 +63,9 @@ def bench(
     models = [item for item in sources if not item.endswith(".onnx")]
     if len(models) > 1:
         raise SourceError(f"one SOURCE can be raced at a time, not {', '.join(models)}")
-    if not models and (weights or arguments):
+    if not models and (model["weights"] or arguments):
         raise SourceError("--weights and --arg are for a SOURCE, not for ONNX files")
-    options = {
-        "weights": weights,
-        "input_shapes": settings.shapes,
-        "seed": settings.seed,
-        "trust_pickle": trust_pickle,
-    }
+    options = {**model, "input_shapes": settings.shapes, "seed": settings.seed}
     specs = [source_spec(arguments, (), source=text, **options) for text in models]
     with out.progress() as progress:
         report = job.bench(specs[0] if specs else None, files, settings, progress)

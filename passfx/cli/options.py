@@ -30,11 +30,16 @@ RTOL = option("--rtol", type=click.FloatRange(min=0), help="Relative error toler
 NONFINITE = option("--allow-nonfinite", is_flag=True,
     help="Accept NaN and infinite weights and results, of which nothing is proven.")  # fmt: skip
 WEIGHTS = option("--weights", type=FILE, metavar="FILE",
-    help="State dict to load: .safetensors, or .pt/.pth.")  # fmt: skip
+    help="Weights to load: .safetensors, or what torch.save wrote (.pt, .pth, .ckpt).")  # fmt: skip
+WEIGHTS_KEY = option("--weights-key", metavar="KEY",
+    help="Part of it to take: ema, or ema.state_dict.  [default: one that fits]")  # fmt: skip
+STRICT = option("--strict/--no-strict", default=True,
+    help="Refuse weights that lack a key of the model, or have another one besides.")  # fmt: skip
 ARGUMENTS = option("--arg", "arguments", multiple=True, metavar="KEY=VALUE",
     help="Argument of the factory; repeatable.")  # fmt: skip
 TRUST = option("--trust-pickle", is_flag=True,
-    help="Load a .pt2 file even if that could run any code that is in it.")  # fmt: skip
+    help="Load a .pt2 file, or a whole module as --weights, even if that could run any code that "
+    "is in it.")  # fmt: skip
 _VERIFY = without("verify", "Do not prove the rewrites nor run the file.")
 
 
@@ -83,9 +88,12 @@ def _numbers(text: str) -> list[int]:
 SOURCE = Group(source_spec, (
     click.Argument(["source"], type=command.SOURCE),
     WEIGHTS,
+    WEIGHTS_KEY,
+    STRICT,
     ARGUMENTS,
-    option("--input-shape", "input_shapes", multiple=True, metavar="[NAME:]1x3x224x224",
-        help="A random input of this shape; repeatable, one for each input."),
+    option("--input-shape", "input_shapes", multiple=True, metavar="[NAME:]1x3x224x224[:DTYPE]",
+        help="A random input: normal numbers in the model's dtype where none is given, 0 and 1 for "
+        "int64 and bool, 0 to 255 for uint8; repeatable, one for each input."),
     option("--dynamic-batch", is_flag=True, help="Let the first axis of every input vary."),
     option("--dynamic", "dynamic_axes", multiple=True, metavar="NAME:0,2=8:100",
         help="Let these axes of an input vary, from =MIN:MAX where that is given; repeatable."),
@@ -130,7 +138,7 @@ RUNTIME = (
     option("--device", type=click.IntRange(min=0), default=0, help="Number of the GPU."),
     option("--batch", "batches", type=_parse_batches, metavar="1,8,32",
         help="Batch sizes; by default that of the file or of the example inputs."),
-    option("--input-shape", "shapes", multiple=True, metavar="[NAME:]1x3x224x224",
+    option("--input-shape", "shapes", multiple=True, metavar="[NAME:]1x3x224x224[:DTYPE]",
         help="Shape of an input; repeatable, one for each input."),
 )  # fmt: skip
 

@@ -25,6 +25,8 @@ def convert(
     *,
     arguments: Mapping[str, Any] | None = None,
     weights: str | PathLike[str] | None = None,
+    weights_key: str | None = None,
+    strict: bool = True,
     input_shapes: Sequence[str] = (),
     dynamic_batch: bool = False,
     dynamic_axes: Mapping[str, Axes] | None = None,
@@ -55,8 +57,12 @@ def convert(
         source: a source ("timm:resnet18", "file.py:factory", "package.module:factory",
             "torchvision:NAME", "file.pt2"), or a model, whose inputs are then `args` and `kwargs`.
         path: the file to write.
-        arguments, weights, input_shapes: for a source: the factory's arguments, a state dict to
-            load (.safetensors, or .pt/.pth), and "[NAME:]1x3x224x224" for each random input.
+        arguments, weights, input_shapes: for a source: the factory's arguments, the weights to
+            load (.safetensors, or what `torch.save` wrote), and "[NAME:]1x3x224x224[:int64]" for
+            each random input.
+        weights_key: which part of the file of weights to take, with dots between mappings
+            ("ema.state_dict"); by default one that fits the model, and a note says which.
+        strict: refuse weights that lack a key of the model, or have another one besides.
         dynamic_batch: the first axis of every input may vary.
         dynamic_axes: the axes of each input (a parameter of `forward`) that may vary; a mapping
             says from where to where each of them does: {"x": {2: (8, 100), 3: (8, None)}}.
@@ -65,7 +71,8 @@ def convert(
         precision, opset, epilogues, fp16_io, accuracy, calibration, rtol, input_names,
             output_names, allow_guards: as in `Optimized.export`.
         seed: of random weights, inputs and samples.
-        trust_pickle: load a "file.pt2" even if that could run any code that is in it.
+        trust_pickle: load a "file.pt2", or a whole module as weights, even if that could run any
+            code that is in it.
         progress: told the name of each stage as it starts.
 
     Raises:
@@ -74,7 +81,7 @@ def convert(
     """
     spec = SourceSpec(
         source, args, kwargs, arguments, weights, input_shapes, dynamic_batch, dynamic_axes,
-        dynamic_shapes, seed, trust_pickle,
+        dynamic_shapes, seed, trust_pickle, weights_key, strict,
     )  # fmt: skip
     settings = ExportSettings(
         precision, opset, epilogues, fp16_io, accuracy, calibration, verify, rtol, seed,

@@ -15,7 +15,8 @@ from passfx.version import __version__
 class Report:
     """One conversion. What was not done is None: `parity` and `onnx` of an optimisation alone.
 
-    `notes` are sentences about what the captured graph leaves out of what the model does.
+    `notes` are sentences about what was made of a source, and about what the captured graph leaves
+    out of what the model does.
     """
 
     source: str

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from passfx.errors import SourceError
+from passfx.graph.query import dtype_name
 from passfx.runtime.session import Port
-from passfx.source.inputs import InputShape, parse_input_shape
+from passfx.source.inputs import InputShape, draw, parse_input_shape
 
 
 def draw_inputs(
@@ -16,16 +17,17 @@ def draw_inputs(
     shapes: Sequence[str] = (),
     seed: int = 0,
 ) -> dict[int, list[Tensor]]:
-    """Inputs of a file for each batch size: floats from the normal distribution, integers 0 or 1.
+    """Inputs of a file for each batch size, as `passfx.source.inputs.draw` draws them.
 
     Args:
         ports: the file's inputs.
         batches: sizes of their first axes; by default the file's own, or 1 where it varies.
-        shapes: "[NAME:]1x3x224x224" for inputs of which more than the first axis varies; the first
-            size gives way to the batch size.
+        shapes: "[NAME:]1x3x224x224[:DTYPE]" for inputs of which more than the first axis varies;
+            the first size gives way to the batch size.
 
     Raises:
-        SourceError: a shape or batch size that the file does not take, or one that is missing.
+        SourceError: a shape, dtype or batch size that the file does not take, or one that is
+            missing.
     """
     given = _by_name(ports, [parse_input_shape(text) for text in shapes])
     if batches is None:
@@ -33,21 +35,26 @@ def draw_inputs(
         batches = [min(fixed)] if fixed else [1]
     generator = torch.Generator().manual_seed(seed)
     return {
-        batch: [_draw(port, _sizes(port, given.get(port.name), batch), generator) for port in ports]
+        batch: [
+            draw(_sizes(port, given.get(port.name), batch), port.dtype, generator) for port in ports
+        ]
         for batch in batches
     }
 
 
 def _by_name(ports: Sequence[Port], shapes: Sequence[InputShape]) -> dict[str, tuple[int, ...]]:
-    names = [port.name for port in ports]
+    dtypes = {port.name: port.dtype for port in ports}
     given: dict[str, tuple[int, ...]] = {}
     for shape in shapes:
-        name = shape.name or next((name for name in names if name not in given), "")
-        if name not in names:
+        name = shape.name or next((name for name in dtypes if name not in given), "")
+        if name not in dtypes:
             raise SourceError(
                 f"there is no input for the shape {shape.name or 'x'.join(map(str, shape.sizes))}; "
                 f"the inputs are {', '.join(map(str, ports))}"
             )
+        if shape.dtype not in (None, dtypes[name]):
+            wanted, has = dtype_name(dtypes[name]), dtype_name(shape.dtype)
+            raise SourceError(f"the input {name} of the file is {wanted}, not {has}")
         given[name] = shape.sizes
     return given
 
@@ -71,9 +78,3 @@ def _sizes(port: Port, given: tuple[int, ...] | None, batch: int) -> tuple[int, 
             "convert with --dynamic-batch for another one"
         )
     return tuple(sizes)
-
-
-def _draw(port: Port, sizes: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    if port.dtype.is_floating_point:
-        return torch.randn(sizes, generator=generator).to(port.dtype)
-    return torch.randint(0, 2, sizes, generator=generator).to(port.dtype)

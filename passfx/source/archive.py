@@ -19,6 +19,7 @@ import torch
 
 from passfx.errors import SourceError, first_line
 
+TRUST_ADVICE = "load it with --trust-pickle (trust_pickle=True) if you trust where it comes from"
 _PICKLED = re.compile(r"\.pt$|(^|/)serialized_(state_dict|constants)\.json$", re.IGNORECASE)
 _OBJECT = re.compile(r"(^|/)(custom_obj|opaque_obj)_[^/]*$", re.IGNORECASE)
 _PROGRAM = re.compile(r"(^|/)(models/.*|serialized_exported_program\.json)$", re.IGNORECASE)
@@ -57,8 +58,7 @@ def check_archive(path: Path) -> None:
             found = next(_faults(names, read), None)
             if found:
                 raise SourceError(
-                    f"{path} holds {found}, and loading that could run any code; load it with "
-                    "--trust-pickle (trust_pickle=True) if you trust where it comes from"
+                    f"{path} holds {found}, and loading that could run any code; {TRUST_ADVICE}"
                 )
     except SourceError:
         raise

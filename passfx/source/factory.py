@@ -14,27 +14,28 @@ from passfx.files import is_file
 from passfx.source.call import call
 from passfx.source.spec import FORMS, Arguments, Loaded
 from passfx.source.weights import some
+from passfx.source.zoo import suggestions
 
 
 def factory_model(text: str, arguments: Arguments) -> Loaded:
     """What the factory returns, and the function `example_inputs` beside it, if there is one."""
     place, _, name = text.rpartition(":")
-    if not place or not name or "/" in name:
-        raise SourceError(f"{text!r} is not a source: give {FORMS}")
-    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    if place.endswith(".py"):
+        module = import_file(Path(place))
+    elif is_file(Path(f"{place}.py")) and "/" in place:
+        raise SourceError(f"{place!r} is no module to import; did you mean {place}.py:{name}?")
+    else:
+        module = import_module(place, _in_zoos(name))
     factory = getattr(module, name, None)
     if isinstance(factory, torch.nn.Module):
         if arguments:
             raise SourceError(f"{text} is a module, not a factory: it takes no --arg")
         return factory, getattr(module, "example_inputs", None)
     if not callable(factory):
-        known = [
-            key
-            for key, item in vars(module).items()
-            if callable(item) and getattr(item, "__module__", None) == module.__name__
-        ]
-        close = difflib.get_close_matches(name, known, 3) or known
-        hint = f"; it has {some(close)}" if known else ""
+        known = factories(module)
+        near = difflib.get_close_matches(name, known, 3)
+        has = f"; it has {some(near or known)}" if known else ""
+        hint = has if near else _in_zoos(name) or has
         raise SourceError(f"{place} has no factory {name!r}{hint}")
     try:
         inspect.signature(factory).bind(**arguments)
@@ -49,31 +50,71 @@ def factory_model(text: str, arguments: Arguments) -> Loaded:
     return model, getattr(module, "example_inputs", None)
 
 
-def _import_file(path: Path) -> ModuleType:
+def is_factory(text: str) -> bool:
+    """Whether it names a place and something in it."""
+    place, _, name = text.rpartition(":")
+    return bool(place) and name.isidentifier()
+
+
+def factories(module: ModuleType) -> list[str]:
+    """The modules, classes of modules and functions that a file defines, in their order."""
+    return [
+        name
+        for name, item in vars(module).items()
+        if isinstance(item, torch.nn.Module)
+        or (getattr(item, "__module__", None) == module.__name__ and _makes_module(item))
+        if not name.startswith("_") and name != "example_inputs"
+    ]
+
+
+def _makes_module(item: object) -> bool:
+    is_class = inspect.isclass(item) and issubclass(item, torch.nn.Module)
+    return is_class or inspect.isfunction(item)
+
+
+def _in_zoos(name: str) -> str:
+    meant = suggestions(name, exact=True)
+    return f"; did you mean {' or '.join(meant)}?" if meant else ""
+
+
+def import_file(path: Path) -> ModuleType:
+    """The module of a file, run as an import runs it.
+
+    Raises:
+        SourceError: there is none, or it raises.
+    """
     if not is_file(path):
         raise SourceError(f"the file {path} does not exist")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    _allow_imports_from(path.parent)
+    allow_imports_from(path.parent)
     sys.modules.setdefault(path.stem, module)  # so that its dataclasses and pickles find it
     loader = spec.loader
     call(lambda: loader.exec_module(module), f"importing {path}")
     return module
 
 
-def _import_module(name: str) -> ModuleType:
-    _allow_imports_from(Path.cwd())
+def import_module(name: str, hint: str = "") -> ModuleType:
+    """The module of a dotted name.
+
+    Raises:
+        SourceError: there is none, or it raises.
+    """
+    allow_imports_from(Path.cwd())
     try:
         found = importlib.util.find_spec(name)
     except (ImportError, ValueError):
         found = None
     if found is None:
-        raise SourceError(f"there is no module {name!r} to import; a source is {FORMS}")
+        raise SourceError(
+            f"there is no module {name!r} to import{hint or f'; a source is {FORMS}'}"
+        )
     module: ModuleType = call(lambda: importlib.import_module(name), f"importing {name}")
     return module
 
 
-def _allow_imports_from(folder: Path) -> None:
+def allow_imports_from(folder: Path) -> None:
+    """Let modules of a folder be imported."""
     if str(folder.resolve()) not in sys.path:
         sys.path.insert(0, str(folder.resolve()))

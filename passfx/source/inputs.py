@@ -1,7 +1,9 @@
 """Example inputs: their shapes as the user writes them, random values, dynamic axes."""
 
 import ast
+import difflib
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,31 +14,47 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from passfx.errors import SourceError
+from passfx.graph.query import dtype_name
 from passfx.source.spec import Source, SourceSpec
+
+DTYPES = (
+    torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32,
+    torch.int16, torch.int8, torch.uint8, torch.bool, torch.complex64, torch.complex128,
+)  # fmt: skip
+SHAPE_FORM = "[NAME:]1x3x224x224[:int64]"
+_SIZES = re.compile(r"0*[1-9]\d*([x,]0*[1-9]\d*)*", re.ASCII)
+_COARSE = (torch.int64, torch.int32, torch.int16, torch.int8)  # of which 0 and 1 are drawn
 
 
 @dataclass(frozen=True)
 class InputShape:
-    """A declared input: `name` is a parameter of `forward`, or None for the next positional one."""
+    """A declared input.
+
+    Attributes:
+        name: a parameter of `forward`, or None for the next positional one.
+        dtype: None for that of the model, or of the file.
+    """
 
     name: str | None
     sizes: tuple[int, ...]
+    dtype: torch.dtype | None = None
 
 
 def parse_input_shape(text: str) -> InputShape:
-    """`[NAME:]1x3x224x224` (commas too).
+    """`[NAME:]1x3x224x224[:DTYPE]` (commas too); a name may hold colons.
 
     Raises:
         SourceError: it is not of that form.
     """
-    name, _, sizes = text.rpartition(":")
-    try:
-        parsed = tuple(int(size) for size in sizes.replace(",", "x").split("x"))
-    except ValueError:
-        parsed = ()
-    if not parsed or min(parsed) < 1:
-        raise SourceError(f"the input shape {text!r} is not of the form [NAME:]1x3x224x224")
-    return InputShape(name or None, parsed)
+    *words, last = text.replace(" ", "").split(":")
+    dtype = getattr(torch, last, None) if words else None
+    sizes = words.pop() if dtype in DTYPES else last
+    if _SIZES.fullmatch(sizes):
+        numbers = tuple(map(int, re.split("[x,]", sizes)))
+        return InputShape(":".join(words) or None, numbers, dtype if dtype in DTYPES else None)
+    near = difflib.get_close_matches(last, map(dtype_name, DTYPES), 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise SourceError(f"the input shape {text!r} is not of the form {SHAPE_FORM}{hint}")
 
 
 def parse_argument(text: str) -> tuple[str, Any]:
@@ -62,16 +80,89 @@ def as_inputs(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(given), {}) if isinstance(given, list | tuple) else ((given,), {})
 
 
+def asked_shapes(model: torch.nn.Module) -> str:
+    """The option that gives what `forward` takes, for each input that it must be given."""
+    required = [
+        name
+        for name, item in inspect.signature(model.forward).parameters.items()
+        if item.default is item.empty and item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)
+    ]
+    if len(required) < 2:
+        return "--input-shape 1x3x224x224"
+    return f"--input-shape NAME:1x3x224x224[:int64] for each of {', '.join(required)}"
+
+
+def draw(sizes: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    """Random values that most models take.
+
+    Floats are normal. Integers are 0 or 1, which every embedding has; those of `uint8` are the
+    values of an image, 0 to 255.
+    """
+    if dtype.is_floating_point:
+        return torch.randn(sizes, generator=generator).to(dtype)
+    if dtype.is_complex:
+        return torch.randn(sizes, generator=generator, dtype=dtype)
+    high = 256 if dtype == torch.uint8 else 2
+    return torch.randint(0, high, tuple(sizes), generator=generator).to(dtype)
+
+
 def random_inputs(
     model: torch.nn.Module | ExportedProgram, shapes: Sequence[InputShape], seed: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Normally distributed inputs in the model's own floating dtype."""
+    """Inputs of these shapes, by place and by name; the dtype is that of the model if not given.
+
+    Raises:
+        SourceError: `forward` has not these inputs, or has others too.
+    """
+    _check_signature(model, shapes)
     random = torch.Generator().manual_seed(seed)
-    dtypes = (item.dtype for item in model.parameters() if item.dtype.is_floating_point)
-    dtype = next(dtypes, torch.float32)
-    drawn = [(item.name, torch.randn(item.sizes, generator=random).to(dtype)) for item in shapes]
+    own = _floating(model)
+    drawn = [(item.name, draw(item.sizes, item.dtype or own, random)) for item in shapes]
     args = tuple(item for name, item in drawn if name is None)
     return args, {name: item for name, item in drawn if name is not None}
+
+
+def drawing_notes(
+    model: torch.nn.Module | ExportedProgram, shapes: Sequence[InputShape]
+) -> tuple[str, ...]:
+    """Sentences about what was drawn that is not what everyone expects."""
+    notes, own = [], _floating(model)
+    if own != torch.float32 and not all(item.dtype for item in shapes):
+        notes.append(f"inputs are drawn in the model's own {dtype_name(own)}")
+    coarse = [item for item in shapes if item.dtype in _COARSE]
+    if coarse:
+        names = ", ".join(item.name or "x".join(map(str, item.sizes)) for item in coarse)
+        notes.append(
+            f"integers of {names} are drawn from 0 and 1; example_inputs() may give others"
+        )
+    return tuple(notes)
+
+
+def _floating(model: torch.nn.Module | ExportedProgram) -> torch.dtype:
+    dtypes = (item.dtype for item in model.parameters() if item.dtype.is_floating_point)
+    return next(dtypes, torch.float32)
+
+
+def _check_signature(
+    model: torch.nn.Module | ExportedProgram, shapes: Sequence[InputShape]
+) -> None:
+    """Refuse inputs that `forward` does not take, before anything is drawn."""
+    if isinstance(model, ExportedProgram):
+        return
+    signature = inspect.signature(model.forward)
+    named = [item.name for item in shapes if item.name is not None]
+    repeated = next((name for name in named if named.count(name) > 1), None)
+    if repeated is not None:
+        raise SourceError(f"--input-shape gives {repeated!r} twice")
+    unnamed = [None for item in shapes if item.name is None]
+    try:
+        signature.bind(*unnamed, **dict.fromkeys(named))
+    except TypeError as error:
+        taken = ", ".join(map(str, signature.parameters.values())) or "nothing"
+        raise SourceError(
+            f"--input-shape does not give what forward takes ({taken}): {error}; give one for each "
+            f"input, {SHAPE_FORM}"
+        ) from error
 
 
 def dynamic_shapes(source: Source, given: SourceSpec) -> dict[str, Any]:

@@ -11,19 +11,28 @@ from torch.export import ExportedProgram
 
 from passfx.errors import SourceError
 from passfx.source.call import call
-from passfx.source.factory import factory_model
-from passfx.source.inputs import as_inputs, dynamic_shapes, parse_input_shape, random_inputs
+from passfx.source.factory import factory_model, is_factory
+from passfx.source.inputs import (
+    as_inputs,
+    asked_shapes,
+    drawing_notes,
+    dynamic_shapes,
+    parse_input_shape,
+    random_inputs,
+)
 from passfx.source.program import load_program
 from passfx.source.spec import Arguments, Loaded, Source, SourceSpec
+from passfx.source.suggest import no_source
 from passfx.source.timm import timm_model
 from passfx.source.torchvision import torchvision_model
 from passfx.source.weights import load_weights
 
-# Which sources are of a form, and what loads them; all others are factories.
+# Which sources are of a form, and what loads them.
 _FORMS: tuple[tuple[Callable[[str], bool], Callable[[str, Arguments], Loaded]], ...] = (
     (lambda text: text.endswith(".pt2"), load_program),
     (lambda text: text.startswith("timm:"), timm_model),
     (lambda text: text.startswith("torchvision:"), torchvision_model),
+    (is_factory, factory_model),
 )
 
 
@@ -73,22 +82,27 @@ def _given(spec: SourceSpec) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def _load(spec: SourceSpec, text: str) -> Source:
     shapes = [parse_input_shape(shape) for shape in spec.input_shapes]
-    load = next((load for matches, load in _FORMS if matches(text)), factory_model)
+    load = next((load for matches, load in _FORMS if matches(text)), None)
+    if load is None:
+        raise no_source(text)
     if load is load_program and spec.trust_pickle:
         load = partial(load_program, trust_pickle=True)
     model, declared = load(text, spec.arguments or {})
     if isinstance(model, ExportedProgram) and (spec.arguments or spec.weights):
         raise SourceError(f"{text} is a finished program: it takes no --arg and no --weights")
+    notes: tuple[str, ...] = ()
     if spec.weights is not None:
-        load_weights(model, Path(spec.weights))
+        key, path = spec.weights_key, Path(spec.weights)
+        notes = load_weights(model, path, key, strict=spec.strict, trust_pickle=spec.trust_pickle)
+    elif spec.weights_key is not None:
+        raise SourceError("--weights-key (weights_key) is for a file that --weights names")
     if shapes:
-        return Source(text, model, *random_inputs(model, shapes, spec.seed))
+        notes += drawing_notes(model, shapes)
+        return Source(text, model, *random_inputs(model, shapes, spec.seed), notes=notes)
     if isinstance(model, ExportedProgram):
         return Source(text, model)
     if declared is None:
         hint = ", or define example_inputs() beside the factory" if load is factory_model else ""
-        raise SourceError(
-            f"{text} declares no example inputs: give --input-shape 1x3x224x224{hint}"
-        )
+        raise SourceError(f"{text} declares no example inputs: give {asked_shapes(model)}{hint}")
     given = call(declared, f"example_inputs() of {text}") if callable(declared) else declared
-    return Source(text, model, *as_inputs(given))
+    return Source(text, model, *as_inputs(given), notes=notes)

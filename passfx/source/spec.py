@@ -45,6 +45,8 @@ class SourceSpec:
     dynamic_shapes: Any = None
     seed: int = 0
     trust_pickle: bool = False
+    weights_key: str | None = None
+    strict: bool = True
 
     def files(self) -> dict[str, Path | None]:
         """The files that are read, by what a sentence calls them."""
@@ -61,6 +63,7 @@ class Source:
         name: the source as the user wrote it, or the class of a model that was given.
         args, kwargs: example inputs of `model.forward`.
         dynamic_shapes: which of their sizes vary, as `torch.export.export` takes it.
+        notes: sentences about what was made of what the user named.
     """
 
     name: str
@@ -68,3 +71,4 @@ class Source:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     dynamic_shapes: Any = None
+    notes: tuple[str, ...] = ()

@@ -1,13 +1,20 @@
 """What the collections of models have in common."""
 
+import contextlib
 import difflib
 import importlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from passfx.errors import SourceError, first_line
 from passfx.source.call import call
+
+# What a zoo calls its models.
+_NAMES: Mapping[str, Callable[[Any], Sequence[str]]] = {
+    "timm": lambda package: package.list_models(),
+    "torchvision": lambda package: package.models.list_models(),
+}
 
 
 def build(function: Callable[[], Any], what: str) -> Any:
@@ -31,6 +38,27 @@ def zoo(name: str) -> Any:
 
 def unknown(zoo: str, name: str, known: Sequence[str]) -> SourceError:
     """The error of a name that a zoo does not have."""
-    close = ", ".join(difflib.get_close_matches(name, known, 3))
-    hint = f"; did you mean {close}?" if close else ""
+    close = suggestions(name, exact=True) or _near(name, known)
+    hint = f"; did you mean {', '.join(close)}?" if close else ""
     return SourceError(f"{zoo} has no model {name!r}{hint}")
+
+
+def suggestions(name: str, *, exact: bool = False) -> list[str]:
+    """Sources of the zoos, as far as they are installed, that have this name or one like it."""
+    name = name.partition(".")[0]  # "resnet50.a1_in1k" names weights too
+    listed: dict[str, Sequence[str]] = {}
+    for known, names in _NAMES.items():
+        with contextlib.suppress(SourceError):
+            listed[known] = names(zoo(known))
+    has = [f"{known}:{name.lower()}" for known in listed if name.lower() in listed[known]]
+    if has or exact:
+        return has
+    every = [each for names in listed.values() for each in names]
+    return [f"{known}:{each}" for each in _near(name, every) for known in listed
+            if each in listed[known]]  # fmt: skip
+
+
+def _near(name: str, known: Sequence[str]) -> list[str]:
+    """Names like this one, or that begin with it."""
+    near = difflib.get_close_matches(name.lower(), dict.fromkeys(known), 3)
+    return near or [each for each in known if len(name) > 2 and each.startswith(name.lower())][:3]

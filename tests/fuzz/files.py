@@ -1,10 +1,10 @@
 """Mutate files, and read them: `python -m tests.fuzz.files --count 10000`.
 
 A seed of each kind is made once: a program, a model with weights inside and one with weights
-beside it, weights, calibration samples, a sidecar. Each mutant goes through the function of passfx
-that reads such a file. Success is fine (a flipped bit of a weight is a weight), and so is a
-`PassfxError` of one line; any other exception is a finding, and so is a crash of native code, which
-happens in a forked process.
+beside it, weights, a checkpoint, calibration samples, a sidecar. Each mutant goes through the
+function of passfx that reads such a file. Success is fine (a flipped bit of a weight is a weight),
+and so is a `PassfxError` of one line; any other exception is a finding, and so is a crash of native
+code, which happens in a forked process.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from passfx.source.weights import load_weights
 
 _CHUNK = 50  # mutants that one process reads
 _SECONDS = 120  # that it may take
-KINDS = (".pt2", ".onnx", "external.onnx", ".safetensors", ".pth", ".npz", ".json")
+KINDS = (".pt2", ".onnx", "external.onnx", ".safetensors", ".pth", ".ckpt", ".npz", ".json")
 
 
 class Net(nn.Module):
@@ -79,6 +79,12 @@ class Seeds:
         )
         save_file(Net().state_dict(), folder / "seed.safetensors")
         torch.save(Net().state_dict(), folder / "seed.pth")
+        checkpoint = {
+            "args": argparse.Namespace(out=folder), "metric": np.float64(0.5),
+            "model": {f"module.{name}": item for name, item in Net().state_dict().items()},
+            "ema": {"state_dict": Net().state_dict(), "updates": 3},
+        }  # fmt: skip
+        torch.save(checkpoint, folder / "seed.ckpt")
         np.savez(folder / "seed.npz", x=np.ones((4, 3, 6, 6), np.float32))
         row = {"axis": "threads", "candidate": "as given", "batch": 2, "milliseconds": 1.5}
         options = Options(threads=2, layout=False)
@@ -257,8 +263,8 @@ def _of_type(random: random.Random, value: Any) -> Any:
 
 
 _FORMATS: Mapping[str, Callable[[random.Random, bytes], bytes]] = {
-    ".pt2": of_zip, ".pth": of_zip, ".npz": of_zip, ".json": of_json, ".onnx": of_proto,
-    "external.onnx": of_proto, ".safetensors": of_bytes,
+    ".pt2": of_zip, ".pth": of_zip, ".ckpt": of_zip, ".npz": of_zip, ".json": of_json,
+    ".onnx": of_proto, "external.onnx": of_proto, ".safetensors": of_bytes,
 }  # fmt: skip
 
 

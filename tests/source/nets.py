@@ -13,7 +13,7 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm2d(width) if norm else nn.Identity()
         self.name = name
 
-    def forward(self, x):
+    def forward(self, x, mask=None):
         return self.norm(self.conv(x))
 
 def build(width=4):
