@@ -127,6 +127,10 @@ class Conv:
         dense[:, index, :, index] = w.transpose(0, 1)
         return replace(self, weight=dense.flatten(0, 2).flatten(1, 2), groups=groups)
 
+    def split_into(self, groups: int) -> "Conv":
+        """The same form with more groups, between which its weights must be zero."""
+        return replace(self, weight=self._diagonal(self.weight, groups), groups=groups)
+
     def regroup(self) -> "Conv":
         """The same form with as many groups as its zeros allow."""
         shape = self.geometry
@@ -135,7 +139,7 @@ class Conv:
         for groups in range(common, self.groups, -1):
             divides = not (common % groups or groups % self.groups)
             if divides and int(self._diagonal(used, groups).sum()) == int(used.sum()):
-                return replace(self, weight=self._diagonal(self.weight, groups), groups=groups)
+                return self.split_into(groups)
         return self
 
     def _diagonal(self, weight: Tensor, groups: int) -> Tensor:
@@ -167,6 +171,10 @@ class Conv:
             cropped = Axis(len(kept), axis.stride, low, high, gap)
             form = form._with_axis(number, cropped, form.weight.index_select(number + 2, kept))
         return form
+
+    def uncut(self) -> "Conv":
+        """What is left to do once the crops are done."""
+        return replace(self, axes=self.geometry.uncut.axes)
 
     def normalized(self) -> "Conv":
         """The same form cropped, and with zero taps in place of negative padding."""

@@ -72,10 +72,30 @@ class Axis:
         jump = max(1, stride * other.step // self.dilation)
         return slice(start, start + jump * (other.taps - 1) + 1, jump)
 
+    def fitted(self, size: int | None) -> "Axis":
+        """The same outputs for an input of this size, with no more cropped than that takes.
+
+        A stride leaves out what lies behind its last output by itself.
+        """
+        if size is None or self.high >= 0:
+            return self
+        spare = self.stride - 1 - (size + self.excess) % self.stride
+        return replace(self, high=min(0, self.high + spare))
+
+    @property
+    def is_cropped(self) -> bool:
+        """Whether positions at an end are left out."""
+        return self.low < 0 or self.high < 0
+
+    @property
+    def uncut(self) -> "Axis":
+        """What is left to do once the crop is done."""
+        return replace(self, low=max(0, self.low), high=max(0, self.high))
+
     @property
     def uncropped(self) -> "Axis":
         """The same outputs without negative padding: taps of weight zero in its place."""
-        if self.low >= 0 and self.high >= 0:
+        if not self.is_cropped:
             return self
         first, last = min(self.first, 0), self.last - min(self.high, 0)
         step = math.gcd(self.step, self.first - first, last - self.last) or 1
@@ -153,6 +173,21 @@ class Geometry:
         return any(axis.low > 0 or axis.high > 0 for axis in self.axes)
 
     @property
+    def crops(self) -> int:
+        """How many axes it crops; what it reads of each is a slice, which it takes besides."""
+        return 0 if self.transposed else sum(axis.is_cropped for axis in self.axes)
+
+    @property
+    def uncut(self) -> "Geometry":
+        """What is left to do once the crops are done."""
+        return replace(self, axes=tuple(axis.uncut for axis in self.axes)) if self.crops else self
+
+    def fitted(self, sizes: Sizes) -> "Geometry":
+        """The same for inputs of these spatial sizes, with no more cropped than that takes."""
+        pairs = zip(self.axes, sizes, strict=True)
+        return replace(self, axes=tuple(axis.fitted(size) for axis, size in pairs))
+
+    @property
     def is_padded_apart(self) -> bool:
         """Whether it takes a pad besides: for other values than zeros, or uneven amounts."""
         uneven = any(max(0, axis.low) != max(0, axis.high) for axis in self.axes)
@@ -217,6 +252,6 @@ class Geometry:
 
     def macs(self, sizes: Sequence[int]) -> int:
         """Multiply-accumulates for one input of these spatial sizes."""
-        taps = math.prod(axis.uncropped.taps for axis in self.axes)
+        taps = math.prod(axis.taps for axis in self.axes)
         positions = sizes if self.transposed else self.output_sizes(sizes)
         return self.channels_out * math.prod(positions) * self.channels_in // self.groups * taps

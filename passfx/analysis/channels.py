@@ -30,12 +30,16 @@ from passfx.target import Profile
 class Resampling:
     """A pool or an interpolation of [batch, channels, *spatial].
 
-    `is_average`: whether the weights of every output add up to 1.
+    Attributes:
+        is_average: whether the weights of every output add up to 1.
+        padding: the zeros at each end of every axis that it counts like positions of the image;
+            with those its weights add up to 1. None where they do not, or where there are none.
     """
 
     node: Node
     source: Node
     is_average: bool
+    padding: tuple[int, ...] | None = None
 
     @property
     def leak(self) -> str:
@@ -77,8 +81,11 @@ def _pool(node: Node) -> Resampling | None:
         return Resampling(node, source, True) if is_spatial else None
     if not op_name(node).endswith(f"{given.ndim - 2}d"):
         return None
-    counts = any(ints(bound.get("padding", 0))) and bound["count_include_pad"]
-    return Resampling(node, source, not counts and bound.get("divisor_override") is None)
+    padding, divides = ints(bound.get("padding", 0), given.ndim - 2), bound.get("divisor_override")
+    counts = any(padding) and bound["count_include_pad"]
+    if divides is not None or not counts:
+        return Resampling(node, source, divides is None)
+    return Resampling(node, source, False, None if bound["ceil_mode"] else padding)
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def _is_depthwise(node: Node) -> bool:
 def form_bytes(geometry: Geometry, node: Node) -> int:
     """The bytes of the weights of what computes `node` in this shape, in the dtype of the node."""
     channels = geometry.channels_out
-    if geometry.is_pointwise:
+    if geometry.uncut.is_pointwise:
         count = channels * (4 if geometry.biased else 1)  # those of a norm, at most
     else:
         count = channels * (_per_output(geometry) + geometry.biased)
@@ -113,23 +113,21 @@ def form_bytes(geometry: Geometry, node: Node) -> int:
 
 def _per_output(geometry: Geometry) -> int:
     """The weights that one output reads."""
-    axes, transposed = geometry.axes, geometry.transposed
-    taps = math.prod(axis.taps if transposed else axis.uncropped.taps for axis in axes)
-    return geometry.channels_in // geometry.groups * taps
+    return geometry.channels_in // geometry.groups * math.prod(geometry.kernel)
 
 
 def form_seconds(geometry: Geometry, source: Node, node: Node, profile: Profile) -> float:
     """The predicted time of what computes `node` from `source` in this shape.
 
-    That is one operator, and a pad before it if it takes one.
+    That is one operator, and before it slices for what it crops, and a pad if it takes one.
     """
     given, out, transposed = elements(source), elements(node), geometry.transposed
     per_output = _per_output(geometry)
     positions = given // geometry.channels_in * geometry.channels_out if transposed else out
     size = known_tensor(node).element_size()
     moved = (given + out + geometry.channels_out * per_output) * size
-    if geometry.is_pointwise:
-        return profile.seconds(0, moved)
+    besides = (geometry.crops + geometry.is_padded_apart) * profile.seconds(0, 2 * given * size)
+    if geometry.uncut.is_pointwise:
+        return profile.seconds(0, moved) + besides
     is_depthwise = geometry.groups == geometry.channels_in > 1
-    seconds = profile.seconds(positions * per_output, moved, is_depthwise=is_depthwise)
-    return seconds + (profile.seconds(0, 2 * given * size) if geometry.is_padded_apart else 0)
+    return profile.seconds(positions * per_output, moved, is_depthwise=is_depthwise) + besides

@@ -1,5 +1,6 @@
 """How tensors lie: chains of reshapes and of transposes, and what reads memory as it lies."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -11,20 +12,24 @@ from torch.fx import Graph, Node
 
 from passfx.graph.ops import RESHAPES, TRANSPOSES, aten
 from passfx.graph.query import arguments, is_call
-from passfx.graph.shapes import fixed, known_tensor, same_sizes, same_type
+from passfx.graph.shapes import dtypes, fixed, known_tensor, same_sizes, same_type
 
 VIEWS = (*RESHAPES, aten.stack)  # of one
 
 
 @dataclass(frozen=True)
 class Shorter:
-    """What some nodes come to: `source`, or one operator on it with one argument besides."""
+    """What some nodes come to: `source`, or one operator on it, or on a list of sources.
+
+    Or the last of the nodes `without` one of its arguments.
+    """
 
     nodes: tuple[Node, ...]
     what: str
-    source: Node
+    source: Node | list[Node]
     operator: OpOverload | None = None
-    argument: Sequence[Any] = ()
+    arguments: tuple[Any, ...] = ()
+    without: Node | None = None
 
 
 class MemoryReaders:
@@ -102,11 +107,46 @@ def shorter_chain(node: Node) -> Shorter | None:
         return None
     if turns:
         what = f"one permute for {len(own)}"
-        return Shorter(own, what, source, aten.permute.default, _composed(own))
+        return Shorter(own, what, source, aten.permute.default, (_composed(own),))
     numbers = [-1 if size is None else size for size in map(fixed, known_tensor(node).shape)]
     if numbers.count(-1) > 1 or (-1 in numbers and 0 in numbers):
         return None
-    return Shorter(own, f"one reshape for {len(own)}", source, aten.reshape.default, numbers)
+    return Shorter(own, f"one reshape for {len(own)}", source, aten.reshape.default, (numbers,))
+
+
+def kept_axis(node: Node) -> Shorter | None:
+    """One position of an axis that is dropped and put back: a slice."""
+    select = node.args[0] if is_call(node, aten.unsqueeze) else None
+    if not isinstance(select, Node) or not is_call(select, aten.select) or len(select.users) > 1:
+        return None
+    source, dim, index = arguments(select).values()
+    axes = known_tensor(source).ndim
+    if arguments(node)["dim"] % axes != dim % axes or not isinstance(index, int):
+        return None
+    end = index + 1 if index != -1 else sys.maxsize
+    cut = dim, index, end
+    return Shorter((select, node), "one slice for two", source, aten.slice.Tensor, cut)
+
+
+def flat_concatenation(node: Node) -> Shorter | None:
+    """A concatenation of concatenations that nothing else reads: one."""
+    parts, dim = _parts(node)
+    inner = [part for part in parts if len(part.users) == 1 and _parts(part)[1] == dim]
+    if not inner or len(dtypes((node, *parts))) > 1:
+        return None
+    flat = [read for part in parts for read in (_parts(part)[0] if part in inner else [part])]
+    what = f"one concatenation for {len(inner) + 1}"
+    return Shorter((*sorted(inner), node), what, flat, aten.cat.default, (dim,))
+
+
+def _parts(node: Node) -> tuple[list[Node], int | None]:
+    """What is concatenated, all of one number of dimensions, and along which axis."""
+    if not is_call(node, aten.cat):
+        return [], None
+    parts, dim = arguments(node).values()
+    axes = known_tensor(node).ndim
+    is_plain = all(known_tensor(part).ndim == axes for part in parts)
+    return (list(parts), dim % axes) if is_plain else ([], None)
 
 
 def _composed(chain: Sequence[Node]) -> list[int]:

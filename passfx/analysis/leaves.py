@@ -5,19 +5,21 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
+from operator import getitem
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from passfx.algebra.channel import ChannelAffine
-from passfx.algebra.conv import Conv, average_pool, identity, pointwise, swap_channels
+from passfx.algebra.conv import Conv, average_pool, pointwise, swap_channels
 from passfx.algebra.geometry import Axis, Geometry
-from passfx.analysis.forms import Form, channels, moved, ranks
+from passfx.analysis.forms import Form, channels, moved, picked, ranks
 from passfx.graph import ops, query
 from passfx.graph.ops import aten
-from passfx.graph.query import arguments, constant, is_call, is_constant, op_name, parameters
-from passfx.graph.shapes import dtypes, ints, known_tensor, same_type
+from passfx.graph.query import arguments, constant, is_call, is_constant, op_name, parameters, value
+from passfx.graph.shapes import dtypes, fixed, ints, known_tensor, same_type
 
 Arguments = dict[str, Any]
 
@@ -28,6 +30,8 @@ def read(node: Node) -> tuple[Form, ...] | str:
     A scale by one number has one form for each layout. A node that computes in another floating
     dtype than its inputs' has none: folding it would round elsewhere.
     """
+    if node.target is getitem:
+        return tuple(_part(node))
     leaf = next((leaf for packets, leaf in _LEAVES if is_call(node, *packets)), None)
     if leaf is None or not (own := dtypes((node,))):
         return ()
@@ -68,14 +72,14 @@ def _conv(node: Node, bound: Arguments) -> Iterator[Form]:
 
 
 def _layer(node: Node, bound: Arguments, axes: tuple[Axis, ...] = ()) -> Iterator[Form]:
-    """A layer of constant weights, without outer taps that are zero everywhere."""
+    """A layer of constant weights; outer taps that are zero everywhere come off its padding."""
     weight, bias, groups = constant(bound["weight"]), bound["bias"], bound.get("groups", 1)
     transposed = is_call(node, *ops.TRANSPOSED_CONVS)
 
     def build() -> Conv:
         w = swap_channels(weight.double(), groups) if transposed else weight.double()
         b = w.new_zeros(w.shape[0]) if bias is None else constant(bias).double()
-        return Conv(w, b, axes, groups, transposed=transposed).crop()
+        return Conv(w, b, axes, groups, transposed=transposed).normalized()
 
     counts = [weight.shape[1] * groups, weight.shape[0]]
     biased = bias is not None and bool(constant(bias).any())
@@ -90,7 +94,7 @@ def _pointwise(source: Node, affine: Callable[[], ChannelAffine], rank: int, bia
     count = channels(source, rank)
     assert count is not None
     geometry = Geometry(count, count, (Axis(),) * rank, count, biased)
-    return Form(source, geometry, lambda: pointwise(affine(), rank))
+    return Form(source, geometry, lambda: pointwise(affine(), rank), picks=range(count))
 
 
 def _batch_norm(node: Node, bound: Arguments) -> Iterator[Form]:
@@ -197,9 +201,23 @@ def _slice(node: Node, bound: Arguments) -> Iterator[Form]:
         axes[dim - 2] = Axis(1, step, -start, step * (result - 1) + 1 - size + start)
         yield replace(moved(source, axes, count), any_size=_is_relative(bound))
     elif dim == (1 if rank else len(shape) - 1) and step == 1:
-        local, parts = (Axis(),) * rank, (start, result, count - start - result)
-        geometry = Geometry(count, result, local)
-        yield Form(source, geometry, lambda: identity(count, local).split(parts)[1])
+        yield picked(source, rank, range(start, start + result))
+
+
+def _part(node: Node) -> Iterator[Form]:
+    """A part of a split of the channels."""
+    split, index = node.args
+    if not is_call(split, *ops.SPLITS):
+        return
+    assert isinstance(split, Node) and isinstance(index, int)
+    source, fakes = split.all_input_nodes[0], value(split)
+    dim = arguments(split)["dim"] % known_tensor(source).ndim
+    counts = [fixed(fake.shape[dim]) for fake in fakes]
+    ends = [*accumulate(count for count in counts if count is not None)]
+    for rank in ranks(source):
+        is_channels = dim == (1 if rank else fakes[0].ndim - 1)
+        if is_channels and len(ends) == len(counts) and channels(source, rank) == ends[-1]:
+            yield picked(source, rank, range(ends[index] - fakes[index].shape[dim], ends[index]))
 
 
 def _is_relative(bound: Arguments) -> bool:

@@ -13,93 +13,29 @@ at most twice as many values that its way shares with others, so the work is O(n
 compositions and O(nodes · _LIMIT · _SPAN) set operations.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from heapq import nlargest
 from itertools import count
+from operator import getitem
 
 from torch.fx import Graph, Node
 
 from passfx.algebra.geometry import Sizes
 from passfx.analysis import leaves
-from passfx.analysis.cost import form_bytes, form_seconds, node_seconds
+from passfx.analysis.candidates import Candidate
+from passfx.analysis.cost import node_seconds
 from passfx.analysis.forms import Form, add, compose, identity_form, ranks, spatial_sizes, stack
 from passfx.analysis.growth import Addition, too_large
-from passfx.graph.ops import PADS, RESHAPES, aten
+from passfx.graph.ops import aten
 from passfx.graph.query import arguments, is_call, is_constant
-from passfx.graph.shapes import dtypes, fixed, hint, known_tensor, nbytes, same_sizes, same_type
+from passfx.graph.shapes import dtypes, hint, known_tensor, nbytes, same_type
 from passfx.target import Profile
-
-_MOVES = (*PADS, aten.slice, *RESHAPES)
-_NAMED = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 
 _LIMIT = 16
 _SPAN = 64
 _TURNS = 8
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A node as one form of a source.
-
-    Attributes:
-        node: the node.
-        form: its value as a form of `form.source`.
-        span: the nodes that the form replaces, the node itself included.
-        any_size: whether the form is exact for every spatial size, not only for the captured one.
-    """
-
-    node: Node
-    form: Form
-    span: frozenset[Node]
-    any_size: bool
-
-    @property
-    def key(self) -> tuple[Node, int]:
-        """Candidates of one key can be added."""
-        return self.form.source, self.form.rank
-
-    @cached_property
-    def is_reshaped(self) -> bool:
-        """Whether the leading axes, which a linear form does not see, differ from the source's."""
-        before, after = (known_tensor(item).shape[:-1] for item in (self.form.source, self.node))
-        return not self.form.rank and not same_sizes(before, after)
-
-    @cached_property
-    def is_shorter(self) -> bool:
-        """Whether the form takes fewer operators than its span; what only moves stays as it is.
-
-        A pad or reshape besides counts, and so does padding by name inside its operator; a scale
-        and shift of the last axis of more than two take a product and a sum.
-        """
-        if all(is_call(node, *_MOVES) for node in self.span):
-            return False
-        geometry, shape = self.form.geometry, known_tensor(self.node).shape
-        if self.is_reshaped and list(map(fixed, shape)).count(None) > 1:
-            return False
-        both = geometry.biased and geometry.is_pointwise and not geometry.axes and len(shape) > 2
-        named = sum(is_call(node) and node.target in _NAMED for node in self.span)
-        taken = 1 + geometry.is_padded_apart + self.is_reshaped + both
-        return len(self.span) + named > taken
-
-    def seconds(self, profile: Profile) -> float:
-        """The predicted time of the form."""
-        return form_seconds(self.form.geometry, self.form.source, self.node, profile)
-
-    def addition(self, profile: Profile) -> Addition:
-        """What the form would add to the file."""
-        nodes = sorted(self.span)
-        saved = sum(node_seconds(item, profile) for item in nodes) - self.seconds(profile)
-        return Addition(self.node, nodes, form_bytes(self.form.geometry, self.node), saved)
-
-    def readers(self) -> Mapping[Node, list[Node]]:
-        """The inner nodes that are read outside the span, and what reads them."""
-        return {
-            inner: users
-            for inner in self.span - {self.node}
-            if (users := [user for user in inner.users if user not in self.span])
-        }
 
 
 @dataclass(frozen=True)
@@ -177,16 +113,21 @@ class _Search:
             self.refused.append((node, forms))
 
     def _compositions(self, node: Node, forms: Sequence[Form]) -> Iterator[Candidate]:
+        own = {node, *(node.all_input_nodes if node.target is getitem else ())}
         for form in forms:
             for before in self._of(form.source, form.rank):
                 check = partial(before.form.geometry.then_failure, form.geometry)
                 failure, any_size = _exactness(check, before.form.source, form.rank)
                 if failure is None:
-                    span = before.span | {node}
                     any_size = any_size and before.any_size and form.any_size
-                    yield Candidate(node, compose(before.form, form), span, any_size)
+                    whole, span = compose(before.form, form), before.span | own
+                    yield Candidate(node, whole, span, any_size, before.first)
                 elif len(before.span) == 1:
                     self.refused.append((node, failure))
+                elif scaled := _scale_alone(before, form):
+                    span = before.span | own
+                    whole = compose(scaled, form)
+                    yield Candidate(node, whole, span, form.any_size, before.form)
 
     def _of(self, node: Node, rank: int) -> Iterator[Candidate]:
         """A node as itself, then as what its candidates say."""
@@ -286,7 +227,9 @@ class _Search:
         for item in sorted(larger, key=lambda item: len(item.span)):
             if self._is_replaceable(item):
                 shape = known_tensor(item.form.source).shape
-                macs = item.form.geometry.macs([*map(hint, shape[len(shape) - item.form.rank :])])
+                macs = item.written.geometry.macs(
+                    [*map(hint, shape[len(shape) - item.form.rank :])]
+                )
                 figures = f"{macs:,} MACs and {item.seconds(self.profile) * 1e6:.1f} µs"
                 what = f"{len(item.span)} operators as one would take {figures}"
                 yield f"{what}, more than they take apart"
@@ -306,6 +249,19 @@ def _exactness(
     return failure, failure is None and check((None,) * rank) is None
 
 
+def _scale_alone(before: Candidate, form: Form) -> Form | None:
+    """A map of each channel without its shift, where it is that alone that a border keeps."""
+    geometry = replace(before.form.geometry, biased=False)
+    sizes = spatial_sizes(before.form.source, form.rank)
+    if before.first or not geometry.is_pointwise or geometry.then_failure(form.geometry, sizes):
+        return None
+    exact = before.form.build()
+    if not bool(exact.weight.all()):
+        return None
+    bare = replace(exact, bias=exact.bias.new_zeros(exact.bias.shape))
+    return replace(before.form, geometry=geometry, build=lambda: bare)
+
+
 def _joined(node: Node) -> tuple[list[Node], list[float], int | None]:
     """The parts of a sum, with their factors, or of a concatenation, with its axis."""
     if is_call(node, aten.add, aten.sub):
@@ -323,7 +279,7 @@ def _joined(node: Node) -> tuple[list[Node], list[float], int | None]:
 
 def _join(node: Node, items: list[Candidate], scales: list[float]) -> Candidate | None:
     """The sum of two candidates of one key, or without factors the stack of many."""
-    source, rank = items[0].key
+    source, rank, first = items[0].key
     shape, any_size = items[0].form.geometry, all(item.any_size for item in items)
     for item in items[1:]:
         other = item.form.geometry
@@ -335,4 +291,4 @@ def _join(node: Node, items: list[Candidate], scales: list[float]) -> Candidate 
     span = frozenset({node}).union(*(item.span for item in items))
     parts = [item.form for item in items]
     form = add(parts[0], parts[1], scales[1]) if scales else stack(parts)
-    return Candidate(node, form, span, any_size)
+    return Candidate(node, form, span, any_size, first)

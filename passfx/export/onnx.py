@@ -1,6 +1,7 @@
 """A rewritten graph as an ONNX file, through torch's own exporter."""
 
 import hashlib
+import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +22,8 @@ from passfx.capture.program import Captured
 from passfx.errors import ExportError, named_line, quiet
 from passfx.export.settings import ExportSettings
 from passfx.files import data_name, is_file, replacing
-from passfx.graph.query import attribute, is_constant, tensor, tensors, value
+from passfx.graph.ops import aten
+from passfx.graph.query import arguments, attribute, is_call, is_constant, tensor, tensors, value
 from passfx.record import OnnxReport
 from passfx.version import __version__
 
@@ -53,7 +55,13 @@ def to_exported_program(graph_module: GraphModule, captured: Captured) -> Export
     for node in nodes:
         if node.op == "output":
             graph.output(torch.fx.node.map_arg(node.args[0], copies.__getitem__))
-        elif node not in copies:
+        elif _is_part(node):
+            parts, index = node.args
+            bound = arguments(parts)
+            taken = copies[bound["self"]], bound["dim"], index
+            copies[node] = graph.call_function(torch.ops.aten.select.int, taken)
+            copies[node].meta = dict(node.meta)
+        elif node not in copies and not is_call(node, aten.unbind):
             read = _once(graph, copies) if _has_branches(node) else copies.__getitem__
             copies[node] = graph.node_copy(node, read)
             if node.op == "placeholder":
@@ -75,6 +83,14 @@ def to_exported_program(graph_module: GraphModule, captured: Captured) -> Export
         module_call_graph=program.module_call_graph[:1],
         example_inputs=(captured.args, captured.kwargs),
     )
+
+
+def _is_part(node: Node) -> bool:
+    """Whether a node is one position of an axis, of all that `unbind` gives.
+
+    The exporter writes that as a split and a squeeze of every part; a gather each is one less.
+    """
+    return node.target is operator.getitem and is_call(node.args[0], aten.unbind)
 
 
 def _has_branches(node: Node) -> bool:

@@ -1,5 +1,6 @@
 """Affine regions into fewer, cheaper operators."""
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,7 +9,8 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from passfx.algebra.conv import Conv
-from passfx.analysis.regions import Candidate, cheapest_cover
+from passfx.analysis.candidates import Candidate
+from passfx.analysis.regions import cheapest_cover
 from passfx.graph.editor import Editor, Match, beside, refuse
 from passfx.graph.ops import CONVS, LAYERS, TRANSPOSED_CONVS, aten
 from passfx.graph.query import is_call, op_name
@@ -49,18 +51,26 @@ class Collapse(Pass):
         for candidate in cover.chosen:
             nodes = tuple(sorted(candidate.span))
             what = f"{', '.join(map(op_name, nodes))} as one operator"
-            any_size = candidate.any_size and not candidate.is_reshaped
+            any_size = candidate.holds_at_any_size
             yield Match(candidate.node, nodes, what, candidate, any_size, True)
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
         candidate: Candidate = match.data
-        conv = candidate.form.build().regroup().normalized()
-        source, fake = candidate.form.source, known_tensor(match.at)
+        form, fake = candidate.written, known_tensor(match.at)
+        source, conv = form.source, form.build().uncut().regroup().normalized()
         place = next((item for item in match.nodes if is_call(item, *LAYERS)), match.at)
 
         def attach(name: str, exact: Tensor) -> Node:
             return editor.constant(exact, fake.dtype, beside(place, name))
 
+        if candidate.first is not None:
+            exact = candidate.first.build()
+            shift = (exact.bias / exact.weight.flatten()).reshape(-1, *(1,) * form.rank)
+            source = editor.call(aten.add.Tensor, source, attach("shift", shift))
+        for dim, axis in enumerate(form.geometry.axes, 2):
+            if axis.is_cropped and not conv.transposed:
+                ends = max(0, -axis.low), axis.high if axis.high < 0 else sys.maxsize
+                source = editor.call(aten.slice.Tensor, source, dim, *ends)
         if conv.geometry.is_pointwise:
             result = _emit_pointwise(editor, attach, conv, source)
         elif conv.axes:

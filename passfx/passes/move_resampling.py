@@ -1,8 +1,11 @@
 """Average pools or interpolation and 1×1 convolutions, in the cheaper order."""
 
+import math
 from dataclasses import dataclass
+from typing import Any, cast
 
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Node
 
 from passfx.analysis.channels import ChannelMap, Resampling, channel_map, resampling
@@ -10,7 +13,7 @@ from passfx.analysis.cost import macs, node_seconds
 from passfx.graph.editor import Editor, Match, beside, refuse
 from passfx.graph.ops import CONVS, aten
 from passfx.graph.query import arguments, constant, is_call, is_constant, parameters
-from passfx.graph.shapes import elements, known_tensor
+from passfx.graph.shapes import elements, hint, known_tensor
 from passfx.passes.base import Found, Pass
 from passfx.target import Profile
 
@@ -27,10 +30,15 @@ class MoveResampling(Pass):
     (the pool branch of Inception). Before an interpolation that enlarges, the convolution has fewer
     positions; after one that shrinks, likewise. A norm right after the convolution moves with it.
 
-    A pool that counts zeros, or has a divisor of its own, weighs with another sum than 1: then
-    pool(W·x) = W·pool(x) still holds, and the bias is added after the pool. A mean that drops the
-    spatial dimensions leaves a linear layer. Holds for nearest, nearest-exact, linear, bilinear,
-    trilinear and bicubic interpolation, corners aligned or not, antialiased or not.
+    A pool that counts zeros, or has a divisor of its own, weighs with another sum than 1. Before
+    one that counts zeros the convolution pads instead, and has its bias at the border too; then
+    nothing is left behind:
+
+        W·pool(zeros around x) + b = pool(W·(zeros around x) + b)
+
+    Otherwise pool(W·x) = W·pool(x) still holds, and the bias is added after the pool. A mean that
+    drops the spatial dimensions leaves a linear layer. Holds for nearest, nearest-exact, linear,
+    bilinear, trilinear and bicubic interpolation, corners aligned or not, antialiased or not.
 
     Kept, or refused:
     1. an order that is predicted to be slower, with the figures where it would take fewer MACs;
@@ -76,6 +84,8 @@ class MoveResampling(Pass):
         if found.resamples_first:
             return norm(_emit_layer(editor, found, resample(layer.source)))
         result = _emit_layer(editor, found, moved.source)
+        if found.padding:
+            return _emit_unpadded(editor, moved, norm(result))
         if moved.is_average:
             return resample(norm(result))
         result = resample(result)
@@ -153,7 +163,13 @@ class Exchange:
     @property
     def keeps_bias(self) -> bool:
         """Whether the layer adds its bias as before: it comes last, or an average follows it."""
-        return self.resamples_first or self.resampling.is_average
+        return self.resamples_first or self.resampling.is_average or bool(self.padding)
+
+    @property
+    def padding(self) -> tuple[int, ...] | None:
+        """The zeros of the pool that the layer, which has a bias, pads in its place."""
+        moves = not self.resamples_first and self.layer.is_biased
+        return self.resampling.padding if moves else None
 
     @property
     def shift(self) -> Node | None:
@@ -167,7 +183,10 @@ class Exchange:
         channels_in, channels_out = weight.shape[1] * self.layer.groups, weight.shape[0]
         if self.resamples_first:
             return elements(self.nodes[-1]) // channels_out * channels_in
-        return elements(self.resampling.source) // channels_in * channels_out
+        sizes = [*map(hint, known_tensor(self.resampling.source).shape[2:])]
+        added = self.padding or (0,) * len(sizes)
+        padded = math.prod(size + 2 * pad for size, pad in zip(sizes, added, strict=True))
+        return hint(known_tensor(self.resampling.source).shape[0]) * channels_out * padded
 
     @property
     def macs(self) -> int:
@@ -220,8 +239,19 @@ def _emit_layer(editor: Editor, found: Exchange, source: Node) -> Node:
     """The layer in its new place, without its norm: a linear one where no positions are left."""
     layer, bound = found.layer, arguments(found.layer.conv)
     bias = None if found.shift else layer.bias
+    if found.padding:
+        packet: Any = CONVS[len(found.padding) - 1]  # the overload that takes numbers
+        given = bound | {"input": source, "padding": [*found.padding]}
+        return editor.call(packet.default, *given.values())
     if not found.is_flat:
         return editor.again(layer.conv, {layer.source: source, bound["bias"]: bias})
     exact, name = layer.weight, str(bound["weight"].target)
     flat = editor.constant(exact.double().flatten(1), exact.dtype, name)
     return editor.call(aten.linear.default, source, flat, bias)
+
+
+def _emit_unpadded(editor: Editor, pool: Resampling, source: Node) -> Node:
+    """The pool of what has its padding already."""
+    given = arguments(pool.node) | {"self": source}
+    given["padding"] = [0] * len(given["padding"])
+    return editor.call(cast(OpOverload, pool.node.target), *given.values())

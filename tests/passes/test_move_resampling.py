@@ -118,7 +118,8 @@ class Branch(nn.Module):
 
     def __init__(self, pools_first: bool, counts: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(192, 32, 1, bias=False)
+        padding = int(counts and not pools_first)
+        self.conv = nn.Conv2d(192, 32, 1, padding=padding, bias=False)
         self.norm = nn.BatchNorm2d(32)
         self.pools_first, self.counts = pools_first, counts
 
@@ -129,7 +130,7 @@ class Branch(nn.Module):
         if self.pools_first:
             return self.norm(self.conv(self.pool(x))).relu()
         if self.counts:
-            return self.norm(self.pool(self.conv(x))).relu()
+            return pool(self.norm(self.conv(x)), 3, 1).relu()
         return self.pool(self.norm(self.conv(x))).relu()
 
 
@@ -144,12 +145,36 @@ def test_the_pool_branch_of_inception_pools_last(counts: bool) -> None:
     assert not MoveResampling().run(graph).modified
 
 
-def test_a_bias_is_added_after_a_pool_that_counts_zeros() -> None:
+@pytest.mark.parametrize(
+    ("layer", "function"),
+    [
+        (nn.Conv1d(64, 8, 1), partial(functional.avg_pool1d, kernel_size=4, stride=2, padding=2)),
+        (nn.Conv2d(64, 8, 1), partial(pool, kernel_size=(3, 5), stride=(2, 1), padding=(0, 2))),
+        (nn.Conv3d(64, 8, 1), partial(functional.avg_pool3d, kernel_size=2, stride=1, padding=1)),
+        (nn.Conv2d(64, 8, 1, padding="same"), partial(pool, kernel_size=3, stride=1, padding=1)),
+    ],
+)
+def test_a_biased_layer_pads_in_place_of_a_pool_that_counts_zeros(
+    layer: Any, function: Function
+) -> None:
+    x = randn(2, 64, *(9, 11, 6)[: layer.weight.ndim - 2])
+    model, graph, editor = move(lambda m, x: m.conv(function(x)), x, conv=layer)
+    assert len(editor.rewrites) == 1
+    assert [node.target.overloadpacket.__name__[:4] for node in operators(graph)] == [
+        "conv",
+        "avg_",
+    ]
+    assert_preserves(graph, model, [x])
+    assert not MoveResampling().run(graph).modified
+
+
+@pytest.mark.parametrize("options", [{"divisor_override": 7}, {"ceil_mode": True}])
+def test_a_bias_is_added_after_a_pool_of_another_divisor(options: Any) -> None:
     x = randn(2, 64, 9, 11)
     conv = nn.Conv2d(64, 8, 1)
-    model, graph, editor = move(lambda m, x: m.conv(pool(x, 3, 1, 1)), x, conv=conv)
+    model, graph, editor = move(lambda m, x: m.conv(pool(x, 3, 1, 1, **options)), x, conv=conv)
     expected = Model(
-        lambda m, x: pool(m.conv(x), 3, 1, 1) + m.shift,
+        lambda m, x: pool(m.conv(x), 3, 1, 1, **options) + m.shift,
         conv=nn.Conv2d(64, 8, 1, bias=False),
         shift=torch.randn(1, 8, 1, 1),
     )
