@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from google.protobuf.message import DecodeError
+from onnx_ir.passes.common import NameFixPass
 from torch.export import ExportedProgram
 from torch.export import graph_signature as signature
 from torch.fx import Graph, GraphModule, Node
@@ -139,8 +140,12 @@ def export_onnx(
                 opset_version=settings.opset,
                 input_names=list(settings.input_names or captured.input_names),
                 output_names=list(settings.output_names or captured.output_names),
+                optimize=False,
                 verbose=False,
             )
+            assert program is not None
+            NameFixPass()(program.model)  # the optimiser looks shapes up by name
+            program.optimize()
     except Exception as error:
         cause: BaseException = error
         # The innermost one: the exporter's own message is mostly advice for its maintainers.
@@ -149,7 +154,6 @@ def export_onnx(
         what = re.sub(r"<(\w+\.)*(\w+) object at 0x\w+>", r"\2", named_line(cause))
         reason = f"torch's ONNX exporter cannot write this model: {what}"
         raise ExportError(reason) from error
-    assert program is not None
     model = program.model
     _name_dims(model, captured)
     model.producer_name, model.producer_version = "passfx", __version__
