@@ -21,6 +21,7 @@ from torch.fx import Graph, GraphModule, Node
 from passfx.capture.program import Captured
 from passfx.errors import ExportError, named_line, quiet
 from passfx.export.settings import ExportSettings
+from passfx.export.sizes import simplify_sizes
 from passfx.files import data_name, is_file, replacing
 from passfx.graph.query import attribute, is_constant, tensor, tensors, value
 from passfx.record import OnnxReport
@@ -155,6 +156,7 @@ def export_onnx(
         reason = f"torch's ONNX exporter cannot write this model: {what}"
         raise ExportError(reason) from error
     model = program.model
+    simplify_sizes(model)
     _name_dims(model, captured)
     model.producer_name, model.producer_version = "passfx", __version__
     model.metadata_props["passfx.version"] = __version__
