@@ -21,7 +21,8 @@ def simplify_sizes(model: ir.Model) -> None:
        place and −1 for one more; that of an Expand has 1 where the input has the size already;
        either is left out where it changes nothing;
     3. equal vectors of sizes are computed once;
-    4. an initial state of zeros is left out, which means the same;
+    4. an initial state of zeros is left out, which means the same, and so is adding zeros or the
+       product of zeros and weights;
     5. a transpose of the last two axes, between a reshape that makes one axis of those before them
        and one that undoes it, becomes one Transpose.
     """
@@ -66,6 +67,8 @@ class _Graph:
             self._write_expand(node)
         elif node.op_type in RECURRENT:
             self._leave_out_zeros(node)
+        elif node.op_type == "Add":
+            self._add_nothing(node)
 
     def _write_vector(self, value: ir.Value, sizes: Sizes) -> None:
         """A constant, or the value that holds the same sizes already."""
@@ -137,6 +140,16 @@ class _Graph:
                 node.replace_input_with(index, None)
                 self.rewrites += 1
 
+    def _add_nothing(self, node: ir.Node) -> None:
+        shape = self.shapes.of(node.outputs[0])
+        for zeros, other in (node.inputs, reversed(node.inputs)):
+            given = self.shapes.of(other)
+            if other is None or given is None or shape is None or len(given) != len(shape):
+                continue
+            if all(map(same, given, shape)) and _is_zero(zeros):
+                self._use(node.outputs[0], other)
+                return
+
     def _constant(self, numbers: list[int], rank: int) -> ir.Value:
         key = rank, tuple(numbers)
         if key not in self.constants:
@@ -187,8 +200,16 @@ def _is_zero(value: ir.Value | None) -> bool:
         if node.op_type == "ConstantOfShape":
             fill = node.attributes.get("value")
             return fill is None or not fill.as_tensor().numpy().any()
-        value = node.inputs[0] if node.op_type in _SAME_FILL else None
+        is_product = node.op_type == "MatMul" and _is_finite(node.inputs[1])
+        value = node.inputs[0] if node.op_type in _SAME_FILL or is_product else None
     return value is not None and not value.is_graph_input() and not _array(value).any()
+
+
+def _is_finite(value: ir.Value | None) -> bool:
+    """Whether a value is a constant of finite numbers."""
+    if value is None or value.const_value is None or value.is_graph_input():
+        return False
+    return bool(np.isfinite(_array(value).astype(np.float64)).all())
 
 
 def _array(value: ir.Value) -> np.ndarray[Any, Any]:

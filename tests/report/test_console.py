@@ -94,7 +94,7 @@ def test_conversion() -> None:
 def test_inspection() -> None:
     lines = shown(print_inspection)
     assert lines[:2] == ["Input        x: float32 batch × 3", "Output       loss: float64 scalar"]
-    assert lines[lines.index("weights     4.0 kB  4.0 kB") + 1 :] == [
+    assert lines[lines.index("weights        4.0 kB  4.0 kB") + 1 :] == [
         "identity at layer1.0 (add), add from relu",
         "  body  conv2d relu_1",
         "projection at cat, cat from relu_2, collapsible",
