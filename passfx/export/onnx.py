@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from google.protobuf.message import DecodeError
+from onnx_ir.passes.common import NameFixPass
 from torch.export import ExportedProgram
 from torch.export import graph_signature as signature
 from torch.fx import Graph, GraphModule, Node
@@ -21,6 +22,7 @@ from torch.fx import Graph, GraphModule, Node
 from passfx.capture.program import Captured
 from passfx.errors import ExportError, named_line, quiet
 from passfx.export.settings import ExportSettings
+from passfx.export.sizes import simplify_sizes
 from passfx.files import data_name, is_file, replacing
 from passfx.graph.ops import aten
 from passfx.graph.query import arguments, attribute, is_call, is_constant, tensor, tensors, value
@@ -155,8 +157,12 @@ def export_onnx(
                 opset_version=settings.opset,
                 input_names=list(settings.input_names or captured.input_names),
                 output_names=list(settings.output_names or captured.output_names),
+                optimize=False,
                 verbose=False,
             )
+            assert program is not None
+            NameFixPass()(program.model)  # the optimiser looks shapes up by name
+            program.optimize()
     except Exception as error:
         cause: BaseException = error
         # The innermost one: the exporter's own message is mostly advice for its maintainers.
@@ -165,8 +171,8 @@ def export_onnx(
         what = re.sub(r"<(\w+\.)*(\w+) object at 0x\w+>", r"\2", named_line(cause))
         reason = f"torch's ONNX exporter cannot write this model: {what}"
         raise ExportError(reason) from error
-    assert program is not None
     model = program.model
+    simplify_sizes(model)
     _name_dims(model, captured)
     model.producer_name, model.producer_version = "passfx", __version__
     model.metadata_props["passfx.version"] = __version__

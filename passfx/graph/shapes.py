@@ -1,7 +1,8 @@
 """The sizes and types of the tensors of a captured graph; a dynamic size is a symbol."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -12,6 +13,9 @@ from torch.utils._sympy.functions import FloorDiv
 from passfx.graph.query import tensor
 
 Size = int | torch.SymInt
+Symbols = Mapping[Any, int]
+
+NONE: Symbols = MappingProxyType({})
 
 _UNKNOWN = 4  # more than one, because the tracer takes it for granted, and small
 
@@ -23,17 +27,21 @@ def known_tensor(node: Any) -> Tensor:
     return fake
 
 
-def hint(size: Size) -> int:
+def hint(size: Size, given: Symbols = NONE) -> int:
     """A size as a number: for a dynamic one, that of the captured example.
 
     A size that depends on data is not known before a run; what it depends on counts as `_UNKNOWN`.
+
+    Args:
+        given: values of symbols, instead of those that they have in the example.
     """
     if isinstance(size, int):
         return size
     node = cast(Any, size.node)
-    if node.hint is not None:
+    symbols = node.expr.free_symbols
+    if node.hint is not None and given.keys().isdisjoint(symbols):
         return int(node.hint)
-    known = {symbol: example(size, symbol, _UNKNOWN) for symbol in node.expr.free_symbols}
+    known = {symbol: given.get(symbol, example(size, symbol, _UNKNOWN)) for symbol in symbols}
     return int(node.expr.subs(known))
 
 
@@ -54,9 +62,9 @@ def fixed(size: Size) -> int | None:
     return int(expression) if expression.is_number else None
 
 
-def elements(node: Any) -> int:
-    """The number of elements of a node's tensor, at the example's sizes."""
-    return math.prod(map(hint, known_tensor(node).shape))
+def elements(node: Any, given: Symbols = NONE) -> int:
+    """The number of elements of a node's tensor, at the example's sizes; `given` as in `hint`."""
+    return math.prod(hint(size, given) for size in known_tensor(node).shape)
 
 
 def nbytes(node: Any) -> int:

@@ -163,7 +163,7 @@ def _cost_table(report: Report) -> Table:
     for name, old, new in (
         *report.operators,
         ("operators", before.nodes, after.nodes),
-        ("MACs", format_count(before.macs), format_count(after.macs)),
+        (f"MACs, {report.counted_at}", format_count(before.macs), format_count(after.macs)),
         ("parameters", format_count(before.params), format_count(after.params)),
         ("weights", format_bytes(before.weight_bytes), format_bytes(after.weight_bytes)),
     ):

@@ -46,6 +46,13 @@ class Report:
         names = sorted({*before, *after}, key=lambda name: (-before.get(name, 0), name))
         return [(name, before.get(name, 0), after.get(name, 0)) for name in names]
 
+    @property
+    def counted_at(self) -> str:
+        """The sizes that MACs are counted for: "batch 1", where all inputs agree in it."""
+        shapes = [info.shape for info in self.inputs if info.shape]
+        batches = {1 if isinstance(shape[0], str) else shape[0] for shape in shapes}
+        return f"batch {batches.pop()}" if len(batches) == 1 else "the example's sizes"
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values; the keys are stable."""
         fields = {"passfx": __version__, **asdict(self), "opset": self.opset}

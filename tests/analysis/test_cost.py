@@ -138,10 +138,24 @@ def test_resnet18_at_224() -> None:
     assert list(found.ops.values()) == sorted(found.ops.values(), reverse=True)
 
 
-def test_dynamic_sizes_count_as_those_of_the_example() -> None:
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_a_batch_that_varies_counts_as_one(batch: int) -> None:
+    """The tracer takes 2 samples for 1; other sizes count as those of the example."""
     layer = nn.Conv2d(3, 4, 3)
-    found = capture(layer, (torch.randn(5, 3, 8, 8),), dynamic_shapes={"input": BATCH})
-    assert 2 * graph_cost(found.graph_module).macs == flops(layer, torch.randn(5, 3, 8, 8))
+    shapes = {"input": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}}
+    found = capture(layer, (torch.randn(batch, 3, 8, 9),), dynamic_shapes=shapes)
+    assert 2 * graph_cost(found.graph_module).macs == flops(layer, torch.randn(1, 3, 8, 9))
+
+
+def test_products_of_a_batch_that_varies_count_as_of_one() -> None:
+    def body(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        x = torch.einsum("bij,bjk->bik", x, y) @ z
+        return F.scaled_dot_product_attention(x, x, z)
+
+    inputs = [torch.randn(3, 4, 4) for _ in range(3)]
+    shapes = dict.fromkeys("xyz", BATCH)
+    found = graph_cost(capture(Function(body), tuple(inputs), dynamic_shapes=shapes).graph_module)
+    assert found.macs == cost(Function(body), *(item[:1] for item in inputs)).macs == 4 * 4**3
 
 
 def test_names_are_those_of_the_packets() -> None:

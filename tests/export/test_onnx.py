@@ -160,6 +160,30 @@ def test_dynamic_axes_are_named(tmp_path: Path) -> None:
     assert relative_error(result, model.eval()(x)) <= 2e-6
 
 
+class Named(nn.Module):
+    """A parameter and an output by the names that the tracer gives to operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cat = nn.Parameter(torch.randn(1, 4, 3))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = torch.cat([x, x.flip(1)], 1) + self.cat
+        return {"softmax": y.relu(), "relu": y.softmax(-1)}
+
+
+def test_names_that_operators_have_too(tmp_path: Path) -> None:
+    """The exporter's optimiser took the shape of the parameter for that of the concatenation."""
+    found = capture(Named(), (image(2, 2, 3),), dynamic_shapes={"x": {0: Dim.DYNAMIC}})
+    written = write(tmp_path / "model.onnx", found)
+    (total,) = (node.output[0] for node in written.graph.node if node.op_type == "Add")
+    shapes = {item.name: item.type.tensor_type.shape.dim for item in written.graph.value_info}
+    assert shapes[total][0].dim_param == "batch"
+    assert names(written.graph.output) == ["softmax", "relu"]
+    assert "cat" in names(written.graph.initializer)
+    assert_runs(tmp_path / "model.onnx", found)
+
+
 def test_metadata(tmp_path: Path) -> None:
     optimized = passfx.optimize(randomize(PassCNNAdd()), (image(1, 3, 5, 5),))
     optimized.export(tmp_path / "model.onnx")

@@ -55,6 +55,17 @@ class Assigned(nn.Module):
         return self.full(y)
 
 
+class Scaled(nn.Module):
+    """A weight that is a product of two constants."""
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(scale)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.scale
+
+
 class Expected(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -105,6 +116,32 @@ def test_the_whole_block_is_one_convolution(border: int, affine: bool, dtype: to
         assert_preserves(graph, model, [x])
 
 
+@pytest.mark.parametrize("axes", [(0,), (2, 3), (0, 2, 3)])
+@pytest.mark.parametrize("border", [1, 2])
+def test_sides_of_sizes_that_vary(axes: tuple[int, ...], border: int) -> None:
+    model, x = randomize(Assigned(border).double()), randn(2, 3, 5, 6)
+    shapes = (dict.fromkeys(axes, DYNAMIC),)
+    graph, _ = optimize_graph(captured(model, x, dynamic_shapes=shapes), Plan().passes)
+    assert ops(graph) == {"conv2d": 1}
+    others = [
+        randn(*(size if axis in axes else x.shape[axis] for axis, size in enumerate(sizes)))
+        for sizes in ((1, 3, 3, 9), (5, 3, 12, 4), (3, 3, 7, 2))
+    ]
+    for other in (x, *others):
+        assert_preserves(graph, model, [other])
+
+
+def test_a_weight_that_is_not_folded_yet() -> None:
+    """The first round sees the mask of an edge branch (ECBSR) as a product of constants."""
+
+    model, x = randomize(Assigned().double()), randn(2, 3, 5, 6)
+    scale = torch.randn(6, 1, 1, 1, dtype=torch.float64)
+    nn.utils.parametrize.register_parametrization(model.full, "weight", Scaled(scale))
+    graph, editor = apply(PadFirst(), model, x)
+    assert len(editor.rewrites) == 1
+    assert_preserves(graph, model, [x])
+
+
 # ------------------------------------------------------------------------------- refuses and keeps
 
 
@@ -120,10 +157,25 @@ def test_refuses_1_a_border_that_is_not_the_bias() -> None:
     assert reason == "its border differs from the bias of batch_norm by 1.0e-02"
 
 
-def test_refuses_2_a_dynamic_size() -> None:
-    options = {"dynamic_shapes": (({2: DYNAMIC, 3: DYNAMIC}),)}
-    reason = refusal(Assigned().double(), randn(1, 3, 5, 6), **options)
-    assert reason == "its sides are assigned to, and its size is dynamic"
+class Crossing(Assigned):
+    """The same, for an image whose last row lies at a place of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = -self.norm.running_mean * torch.rsqrt(self.norm.running_var + self.norm.eps)
+        y = functional.pad(self.norm(self.one(x)), [1] * 4)
+        y[:, :, :1] = value.view(1, -1, 1, 1)
+        y[:, :, x.shape[2] + 1 :] = value.view(1, -1, 1, 1)
+        y[..., :1] = value.view(1, -1, 1, 1)
+        y[..., 6:] = value.view(1, -1, 1, 1)
+        return self.full(y)
+
+
+def test_refuses_2_a_side_at_a_place_that_depends_on_a_dynamic_size() -> None:
+    model, x = Crossing(affine=False).double(), randn(2, 3, 5, 5)
+    _, editor = apply(PadFirst(), model, x)
+    assert editor.modified
+    reason = refusal(model, x, dynamic_shapes=({2: DYNAMIC},))
+    assert reason == "its sides are assigned to where that depends on a dynamic size"
 
 
 def value_pad(y: Tensor) -> Tensor:

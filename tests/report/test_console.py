@@ -70,15 +70,15 @@ def shown(function: object, report: Report = REPORT) -> list[str]:
 def test_conversion() -> None:
     assert shown(print_conversion) == [
         "net.py:build",
-        "            before   after",
-        "batch_norm       1       0",
-        "conv2d           1       1",
-        "dropout          1       0",
-        "relu             0       1",
-        "operators        3       2",
-        "MACs        1.81 G  1.81 G",
-        "parameters     999     990",
-        "weights     4.0 kB  4.0 kB",
+        "               before   after",
+        "batch_norm          1       0",
+        "conv2d              1       1",
+        "dropout             1       0",
+        "relu                0       1",
+        "operators           3       2",
+        "MACs, batch 1  1.81 G  1.81 G",
+        "parameters        999     990",
+        "weights        4.0 kB  4.0 kB",
         "Shortcuts    1 identity, 1 projection",
         "Undone       collapse at head (add): undone: relative error 1.0e-01 on random inputs",
         "Refused      collapse: 1 (`passfx inspect` shows why)",
@@ -94,7 +94,7 @@ def test_conversion() -> None:
 def test_inspection() -> None:
     lines = shown(print_inspection)
     assert lines[:2] == ["Input        x: float32 batch × 3", "Output       loss: float64 scalar"]
-    assert lines[lines.index("weights     4.0 kB  4.0 kB") + 1 :] == [
+    assert lines[lines.index("weights        4.0 kB  4.0 kB") + 1 :] == [
         "identity at layer1.0 (add), add from relu",
         "  body  conv2d relu_1",
         "projection at cat, cat from relu_2, collapsible",
