@@ -18,11 +18,11 @@ def verify(
     the same --arg, --weights and --seed that the file was made with.
     """
     from passfx.jobs import verify as job
-    from passfx.report.console import print_parity
+    from passfx.report.console import print_verification
 
     with out.progress() as progress:
         report = job.verify(
             spec, model, rtol=rtol, allow_nonfinite=allow_nonfinite, progress=progress
         )
     out.write(report)
-    print_parity(out.console, report)
+    print_verification(out.console, report)

@@ -208,7 +208,7 @@ def capture_source(
         )
         if not share_weights:
             hold_tensors(captured.graph_module, copied=True)
-    report = captured_report(source.name, target, captured, seconds)
+    report = captured_report(source, target, captured, seconds)
     return Optimized(captured.graph_module, report.shortcuts, report, captured)
 
 

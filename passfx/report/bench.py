@@ -43,6 +43,7 @@ class BenchReport:
     Attributes:
         baseline: the row that speed-ups are against.
         reference: what errors are measured from.
+        notes: sentences that the figures are to be read with.
         peaks: multiply-accumulates a second by dtype, and bytes a second ("bandwidth").
     """
 
@@ -54,6 +55,7 @@ class BenchReport:
     versions: Mapping[str, str]
     peaks: Mapping[str, float]
     rows: tuple[BenchRow, ...]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from passfx.source.spec import Arguments, Loaded, Source, SourceSpec
 from passfx.source.timm import timm_model
 from passfx.source.torchvision import torchvision_model
 from passfx.source.weights import load_weights
+from passfx.source.zoo import start_fresh
 
 # Which sources are of a form, and what loads them; all others are factories.
 _FORMS: tuple[tuple[Callable[[str], bool], Callable[[str, Arguments], Loaded]], ...] = (
@@ -25,13 +25,16 @@ _FORMS: tuple[tuple[Callable[[str], bool], Callable[[str, Arguments], Loaded]], 
     (lambda text: text.startswith("timm:"), timm_model),
     (lambda text: text.startswith("torchvision:"), torchvision_model),
 )
+_ZOOS = (timm_model, torchvision_model)
 
 
 def load_source(spec: SourceSpec) -> Source:
     """The model that a user names, and example inputs for it.
 
     Random weights and inputs are drawn from `spec.seed`. Inputs are those of `spec.input_shapes`,
-    else the file's `example_inputs()`, else of the size that timm or torchvision declares.
+    else the file's `example_inputs()`, else of the size that timm or torchvision declares. A model
+    of these two for which no weights are given gets random norms, biases and layer scales
+    (fresh.py), which do not depend on `spec.input_shapes` if it declares a size.
 
     Raises:
         SourceError: any part of this fails; the message says which and what to do.
@@ -79,10 +82,14 @@ def _load(spec: SourceSpec, text: str) -> Source:
     model, declared = load(text, spec.arguments or {})
     if isinstance(model, ExportedProgram) and (spec.arguments or spec.weights):
         raise SourceError(f"{text} is a finished program: it takes no --arg and no --weights")
-    if spec.weights is not None:
-        load_weights(model, Path(spec.weights))
+    if spec.weights_file is not None:
+        load_weights(model, spec.weights_file)
+    notes: tuple[str, ...] = ()
+    if load in _ZOOS and spec.weights is None and (declared or shapes):
+        own = as_inputs(declared()) if declared else random_inputs(model, shapes, spec.seed)
+        notes = start_fresh(model, spec, own)
     if shapes:
-        return Source(text, model, *random_inputs(model, shapes, spec.seed))
+        return Source(text, model, *random_inputs(model, shapes, spec.seed), notes=notes)
     if isinstance(model, ExportedProgram):
         return Source(text, model)
     if declared is None:
@@ -91,4 +98,4 @@ def _load(spec: SourceSpec, text: str) -> Source:
             f"{text} declares no example inputs: give --input-shape 1x3x224x224{hint}"
         )
     given = call(declared, f"example_inputs() of {text}") if callable(declared) else declared
-    return Source(text, model, *as_inputs(given))
+    return Source(text, model, *as_inputs(given), notes=notes)

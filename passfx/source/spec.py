@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Arguments = Mapping[str, Any]
 Loaded = tuple[Any, Any]
 
+OWN_START = "none"  # for weights: those that a collection of models itself starts with
+
 # The axes of an input that vary, or from where to where each of them does.
 Axes = Sequence[int] | Mapping[int, tuple[int | None, int | None]]
 
@@ -46,9 +48,14 @@ class SourceSpec:
     seed: int = 0
     trust_pickle: bool = False
 
+    @property
+    def weights_file(self) -> Path | None:
+        """The file of a state dict, if one is given."""
+        return None if self.weights in (None, Path(OWN_START), OWN_START) else Path(self.weights)
+
     def files(self) -> dict[str, Path | None]:
         """The files that are read, by what a sentence calls them."""
-        weights = None if self.weights is None else Path(self.weights)
+        weights = self.weights_file
         source = source_file(self.source) if isinstance(self.source, str) else None
         return {"the source": source, "the weights": weights}
 
@@ -61,6 +68,7 @@ class Source:
         name: the source as the user wrote it, or the class of a model that was given.
         args, kwargs: example inputs of `model.forward`.
         dynamic_shapes: which of their sizes vary, as `torch.export.export` takes it.
+        notes: sentences about how the model came about that its figures depend on.
     """
 
     name: str
@@ -68,3 +76,4 @@ class Source:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     dynamic_shapes: Any = None
+    notes: tuple[str, ...] = ()
