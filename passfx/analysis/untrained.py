@@ -1,6 +1,7 @@
 """Layers that compute nothing as long as nothing was trained."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch.fx import Graph, Node
 
@@ -29,10 +30,11 @@ def zero_layers(graph: Graph) -> tuple[str, ...]:
 
 def _weights(node: Node) -> Iterator[Node]:
     """The constants that scale what an operator gives."""
+    given: list[Any] = []
     if is_call(node, *LAYERS, *_NORMS):
         given = [arguments(node).get("weight")]
-    else:
-        given = list(node.all_input_nodes) if is_call(node, aten.mul) else []
+    elif is_call(node, aten.mul):
+        given = node.all_input_nodes
     for item in given:
         if is_constant(item) and constant(item).is_floating_point() and constant(item).numel():
             yield item

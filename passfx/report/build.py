@@ -36,15 +36,6 @@ def captured_report(
 ) -> Report:
     """The report of a model to which nothing was done yet."""
     cost = graph_cost(captured.graph_module)
-    zero = zero_layers(captured.graph_module.graph)
-    untrained = (
-        ()
-        if not zero
-        else (
-            f"{len(zero)} layer{'s have' if len(zero) > 1 else ' has'} zero weights ({some(zero, 3)}); "
-            "sizes and speeds below do not hold once it is trained",
-        )
-    )
     return Report(
         source=source.name,
         target=target.name,
@@ -55,7 +46,7 @@ def captured_report(
         after=cost,
         shortcuts=find_shortcuts(captured.graph_module),
         seconds=seconds,
-        notes=(*source.notes, *untrained, *captured.notes),
+        notes=(*source.notes, *_untrained(captured), *captured.notes),
         rules=captured.rules,
     )
 
@@ -84,6 +75,18 @@ def halved(infos: tuple[TensorInfo, ...], precision: str) -> tuple[TensorInfo, .
     """Inputs or outputs as `fp16_io` makes them."""
     half = HALVES.get(precision, "float32")
     return tuple(replace(info, dtype=half) if info.dtype == "float32" else info for info in infos)
+
+
+def _untrained(captured: Captured) -> tuple[str, ...]:
+    """The sentence about layers of zeros, if there are any."""
+    zero = zero_layers(captured.graph_module.graph)
+    if not zero:
+        return ()
+    have = "layer has" if len(zero) == 1 else "layers have"
+    return (
+        f"{len(zero)} {have} zero weights ({some(zero, 3)}); sizes and speeds below do not hold "
+        "once it is trained",
+    )
 
 
 def _describe(nodes: list[Any], names: Sequence[str], captured: Captured) -> tuple[TensorInfo, ...]:

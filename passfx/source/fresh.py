@@ -1,4 +1,4 @@
-"""Weights for a model that nothing was trained for: near what training leaves, at no one's cost.
+"""Weights for a model that nothing was trained for: near what training leaves.
 
 Libraries start the last norm of a residual block, layer scales, biases and heads at zero, or all
 elements of them alike. Such a branch computes nothing, so sizes, speeds and errors say nothing of
@@ -51,8 +51,9 @@ def randomize(
             ):
                 _draw(name, tensor, generator)
     for norm in norms:
-        norm.running_mean.normal_(0, 0.1, generator=generator)
-        norm.running_var.uniform_(0.5, 2, generator=generator)
+        mean, variance = (getattr(norm, name) for name in _STATISTICS)
+        mean.normal_(0, 0.1, generator=generator)
+        variance.uniform_(0.5, 2, generator=generator)
     if norms:
         inputs = pytree.tree_map_only(
             Tensor, lambda x: _doubled(x, generator), (args, dict(kwargs))

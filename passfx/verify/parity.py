@@ -67,8 +67,8 @@ class Parity:
         if not self.unchanged:
             return None
         return (
-            "the result is the same for all samples, to within the tolerance, so that parity proves "
-            f"nothing of {', '.join(self.unchanged)}"
+            "the result is the same for all samples, to within the tolerance, so that parity "
+            f"proves nothing of {', '.join(self.unchanged)}"
         )
 
     def checked(self) -> "Parity":

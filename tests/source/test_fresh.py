@@ -1,4 +1,4 @@
-"""A model that nothing was trained for has no dead branch, and activations neither grow nor fade."""
+"""Without weights no branch of a zoo's model is dead, and activations neither grow nor fade."""
 
 import copy
 from typing import Any
