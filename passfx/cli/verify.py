@@ -15,7 +15,8 @@ def verify(
     """Prove an ONNX file against its SOURCE, whoever wrote it.
 
     Both run on the same samples, SOURCE in float64; the exit code is 1 where they disagree. Give
-    the same --arg, --weights and --seed that the file was made with.
+    the same --arg, --weights and --seed that the file was made with; sizes are those of the file,
+    unless --input-shape says others.
     """
     from passfx.jobs import verify as job
     from passfx.report.console import print_verification

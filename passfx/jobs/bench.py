@@ -100,7 +100,7 @@ def bench(
     if target.is_gpu and not torch.cuda.is_available():
         raise SourceError("PyTorch sees no CUDA device; --provider cpu measures this machine")
     progress("peaks")
-    peaks = measure_peaks(torch.device(target.device(settings.device)))
+    peaks = measure_peaks(target, settings.device)
     rows: list[BenchRow] = []
     for batch in [None] if settings.batches is None else settings.batches:
         with tempfile.TemporaryDirectory() as folder:
@@ -111,6 +111,12 @@ def bench(
                 race.enter_file(file, batch)
             rows += race.run(peaks)
             notes += race.notes
+    best = max((row.roofline for row in rows if row.roofline), default=0.0)
+    peaks = peaks.raised(best)
+    rows = [
+        replace(row, roofline=row.roofline / max(1.0, best)) if row.roofline else row
+        for row in rows
+    ]
     return BenchReport(
         source=", ".join([*([source.name] if source else []), *map(str, files)]),
         provider=settings.provider,

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from passfx.errors import SourceError
 from passfx.source.call import call
 from passfx.source.factory import factory_model
+from passfx.source.fit import shapes_of_file
 from passfx.source.inputs import as_inputs, dynamic_shapes, parse_input_shape, random_inputs
 from passfx.source.program import load_program
 from passfx.source.spec import Arguments, Loaded, Source, SourceSpec
@@ -84,18 +85,22 @@ def _load(spec: SourceSpec, text: str) -> Source:
         raise SourceError(f"{text} is a finished program: it takes no --arg and no --weights")
     if spec.weights_file is not None:
         load_weights(model, spec.weights_file)
+    is_zoo, given = load in _ZOOS, None
+    if declared is not None and (is_zoo or not shapes):
+        what = f"example_inputs() of {text}"
+        given = as_inputs(call(declared, what) if callable(declared) else declared)
+    if not shapes and spec.file_inputs and not isinstance(model, ExportedProgram):
+        shapes = shapes_of_file(spec.file_inputs, given)
     notes: tuple[str, ...] = ()
-    if load in _ZOOS and spec.weights is None and (declared or shapes):
-        own = as_inputs(declared()) if declared else random_inputs(model, shapes, spec.seed)
-        notes = start_fresh(model, spec, own)
+    if is_zoo and spec.weights is None and (given or shapes):
+        notes = start_fresh(model, spec, given or random_inputs(model, shapes, spec.seed))
     if shapes:
         return Source(text, model, *random_inputs(model, shapes, spec.seed), notes=notes)
     if isinstance(model, ExportedProgram):
         return Source(text, model)
-    if declared is None:
+    if given is None:
         hint = ", or define example_inputs() beside the factory" if load is factory_model else ""
         raise SourceError(
             f"{text} declares no example inputs: give --input-shape 1x3x224x224{hint}"
         )
-    given = call(declared, f"example_inputs() of {text}") if callable(declared) else declared
-    return Source(text, model, *as_inputs(given), notes=notes)
+    return Source(text, model, *given, notes=notes)

@@ -6,6 +6,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from passfx.record import TensorInfo
+
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.nn import Module
@@ -34,7 +36,11 @@ def source_file(text: str) -> Path | None:
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """A source or a model, and its inputs; `passfx.convert` says what each field means."""
+    """A source or a model, and its inputs; `passfx.convert` says what each field means.
+
+    `file_inputs` are those of a file that was made of the source: where no `input_shapes` are
+    given, and the source declares none or others, they count.
+    """
 
     source: "str | Module | ExportedProgram"
     args: Sequence[Any] = ()
@@ -47,6 +53,7 @@ class SourceSpec:
     dynamic_shapes: Any = None
     seed: int = 0
     trust_pickle: bool = False
+    file_inputs: Sequence[TensorInfo] = ()
 
     @property
     def weights_file(self) -> Path | None:
