@@ -80,7 +80,9 @@ def test_a_batch_that_varies_is_batched(tmp_path: Path, dynamic: Path) -> None:
 @pytest.mark.parametrize(("provider", "kind"), [("cpu", "KIND_CPU"), ("cuda", "KIND_GPU")])
 def test_a_provider_is_a_kind(tmp_path: Path, fixed: Path, provider: str, kind: str) -> None:
     write_triton(fixed, tmp_path / "a", TritonSettings("net", provider=provider))
-    assert config(tmp_path / "a" / "net").instance_group[0].kind == pb.ModelInstanceGroup.Kind.Value(kind)
+    assert config(tmp_path / "a" / "net").instance_group[
+        0
+    ].kind == pb.ModelInstanceGroup.Kind.Value(kind)
 
 
 def test_options_of_the_gpu(tmp_path: Path, fixed: Path) -> None:
