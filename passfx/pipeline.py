@@ -1,5 +1,6 @@
 """Run the passes over a captured graph, verify after each one, roll back what fails, report."""
 
+import difflib
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -73,12 +74,15 @@ def check_pass(name: str, names: Collection[str]) -> None:
     """Refuse what is no pass's name.
 
     Raises:
-        SourceError: it is not among `names`; the message has a former name's present one.
+        SourceError: it is not among `names`; the message has a former name's present one, or
+            the nearest.
     """
     if name in _RENAMED:
         raise SourceError(f"the pass {name!r} is now {_RENAMED[name]!r}")
     if name not in names:
-        raise SourceError(f"there is no pass {name!r}; the passes are {', '.join(names)}")
+        close = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {close[0]}?" if close else f"the passes are {', '.join(names)}"
+        raise SourceError(f"there is no pass {name!r}; {hint}")
 
 
 def _make_folder(path: Path) -> None:

@@ -77,6 +77,12 @@ def test_an_unknown_pass_is_an_error_that_lists_the_passes(option: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["skip", "only"])
+def test_a_misspelt_pass_suggests_the_nearest(option: str) -> None:
+    with pytest.raises(SourceError, match=r"^there is no pass 'colapse'; did you mean collapse\?$"):
+        Plan(**{option: ("colapse",)})
+
+
+@pytest.mark.parametrize("option", ["skip", "only"])
 @pytest.mark.parametrize("old", ["move-pools", "move-upsamples"])
 def test_the_old_name_of_a_pass_is_an_error_that_tells_the_new_one(option: str, old: str) -> None:
     with pytest.raises(SourceError) as error:

@@ -132,7 +132,9 @@ class Conv:
         return replace(self, weight=self._diagonal(self.weight, groups), groups=groups)
 
     def regroup(self) -> "Conv":
-        """The same form with as many groups as its zeros allow."""
+        """The same form with as many groups as its zeros allow; one of zeros alone has its own."""
+        if not self.weight.any():
+            return self
         shape = self.geometry
         used = self.weight.flatten(2).any(-1) if self.axes else self.weight != 0
         common = math.gcd(shape.channels_in, shape.channels_out)
@@ -152,14 +154,17 @@ class Conv:
         return w[:, index, :, index].transpose(0, 1).flatten(0, 2)
 
     def crop(self) -> "Conv":
-        """Drop outer taps that are zero everywhere, and write regular gaps as dilation."""
+        """Drop outer taps that are zero everywhere, and write regular gaps as dilation.
+
+        A kernel of zeros alone stays: it is no operator of one tap, but one that is not trained.
+        """
         form = self
-        if self.transposed:
-            return form
         taps = self.weight.flatten(0, 1).any(0)
+        if self.transposed or not taps.any():
+            return form
         for number, axis in enumerate(self.axes):
             lines = taps.movedim(number, 0).reshape(axis.taps, -1)
-            used = lines.any(1).nonzero().flatten().tolist() or [0]
+            used = lines.any(1).nonzero().flatten().tolist()
             if len(used) == axis.taps:
                 continue
             first, last = used[0], used[-1]

@@ -12,7 +12,7 @@ from passfx.cli.options import MODEL, QUIET
 from passfx.cli.output import Output
 from passfx.errors import ExportError
 from passfx.files import is_file
-from passfx.target import CUDA, TARGETS
+from passfx.target import TARGETS
 
 if TYPE_CHECKING:
     from passfx.export.triton import TritonSettings
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _TRITON = option("--triton", "repository", type=FILE, required=True, metavar="DIR",
     help="The model repository to write into; made where it does not exist.")  # fmt: skip
 _PROVIDER = option("--provider", type=click.Choice(TARGETS),
-    help="Where it runs.  [default: as it was tuned, else cuda]")  # fmt: skip
+    help="Where it runs.  [default: as tuned, else on GPUs where the server has any]")  # fmt: skip
 _SETTINGS = Group("passfx.export.triton:TritonSettings", (
     option("--name", help="Of the model in Triton.  [default: the name of the file]"),
     option("--version", type=click.IntRange(min=1), default=1,
@@ -55,12 +55,14 @@ def deploy(
         provider, options = tuned.options.provider, tuned.options.differences()
         settings = replace(settings, options=options, batches=tuned.batches)
     name = settings.name or re.sub(r"[^A-Za-z0-9_.-]", "_", model.stem)
-    settings = replace(settings, name=name, provider=provider or CUDA.name)
+    settings = replace(settings, name=name, provider=provider)
     written = write_triton(tuned.model_path if tuned else model, repository, settings)
     for path in written.files:
         out.console.print(f"Written      {path}")
     if written.ignored:
         out.console.print(f"Left out     {', '.join(written.ignored)}: Triton has no key for it")
+    if provider is None:
+        out.console.print("Runs         on the server's GPUs, or its CPU; --provider says which")
     if sidecar is not None and tuned is None:
         out.console.print(f"Untuned      the file was tuned for {sidecar.options.provider}")
     out.console.print(f"Serve        tritonserver --model-repository={repository}")

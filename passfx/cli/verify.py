@@ -15,14 +15,15 @@ def verify(
     """Prove an ONNX file against its SOURCE, whoever wrote it.
 
     Both run on the same samples, SOURCE in float64; the exit code is 1 where they disagree. Give
-    the same --arg, --weights and --seed that the file was made with.
+    the same --arg, --weights and --seed that the file was made with; sizes are those of the file,
+    unless --input-shape says others.
     """
     from passfx.jobs import verify as job
-    from passfx.report.console import print_parity
+    from passfx.report.console import print_verification
 
     with out.progress() as progress:
         report = job.verify(
             spec, model, rtol=rtol, allow_nonfinite=allow_nonfinite, progress=progress
         )
     out.write(report)
-    print_parity(out.console, report)
+    print_verification(out.console, report)

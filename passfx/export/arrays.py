@@ -18,9 +18,15 @@ def to_numpy(tensor: Tensor) -> Array:
     return tensor.numpy()
 
 
-def to_torch(array: Any) -> Tensor:
-    """A tensor with a copy of the values."""
+def to_torch(array: Any, *, copy: bool = True) -> Tensor:
+    """A tensor with a copy of the values, or the values themselves where torch can read them.
+
+    Raises:
+        TypeError: torch has no such dtype.
+    """
     array = np.asarray(array)
+    if copy or not (array.flags.c_contiguous and array.flags.writeable):
+        array = array.copy()
     if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(array.copy())
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

@@ -16,6 +16,12 @@ HALVES = {"fp16": "float16", "bf16": "bfloat16"}
 # What a file may add to twice the model's own error, where nothing else is asked for: the unit
 # roundoff of fp16 is 2^-11, that of bf16 eight times as large.
 DEFAULT_RTOL = {"fp32": 1e-6, "fp16": 1e-2, "bf16": 8e-2}
+# Names that say that a file is none of ONNX; others, and none at all, are the user's own.
+_OTHER_FORMATS = (
+    *(".pt", ".pth", ".pt2", ".ckpt", ".pkl", ".safetensors", ".npz", ".npy", ".h5"),
+    *(".ort", ".engine", ".plan", ".tflite", ".pb", ".mlmodel", ".mlpackage"),
+    *(".json", ".html", ".md", ".txt", ".yaml", ".yml", ".py", ".zip"),
+)
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,13 @@ class ExportSettings:
         """Refuse what cannot be written before any work is done.
 
         Raises:
-            ExportError: the folder, the precision or the opset.
+            ExportError: the name, the folder, the precision or the opset.
         """
+        if path.suffix.lower() in _OTHER_FORMATS:
+            raise ExportError(
+                f"{path} would be an ONNX file with the name of another format; call it "
+                f"{path.with_suffix('.onnx').name}"
+            )
         check_writable(path)
         calibration = None if self.calibration is None else Path(self.calibration)
         check_apart({"the output": path}, {"the calibration samples": calibration})

@@ -22,7 +22,7 @@ from google.protobuf import text_format
 from passfx.errors import ExportError
 from passfx.export.onnx import external_files, graph_inputs, load_graph, sizes
 from passfx.files import staging, writing
-from passfx.target import CUDA, TARGETS
+from passfx.target import CPU, CUDA, TARGETS
 from passfx.version import __version__
 
 MAX_BATCH_SIZE = 32  # where the batch varies and nothing else is asked for
@@ -55,7 +55,7 @@ class TritonSettings:
     Attributes:
         name: of the model in Triton.
         version: a version that exists is never overwritten.
-        provider: where it runs.
+        provider: where it runs; None: on the server's GPUs, or on its CPU where it has none.
         options: of the session that differ from ONNX Runtime's own, by name.
         batches: sizes that the dynamic batcher prefers.
         max_batch_size: of the dynamic batcher; 0 turns it off. By default 0 where the batch is
@@ -66,7 +66,7 @@ class TritonSettings:
 
     name: str
     version: int = 1
-    provider: str = CUDA.name
+    provider: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     batches: Sequence[int] = ()
     max_batch_size: int | None = None
@@ -151,7 +151,9 @@ def triton_config(model: Path, settings: TritonSettings) -> tuple[Any, tuple[str
         config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay
         preferred = sorted({size for size in settings.batches if 1 < size <= most})
         config.dynamic_batching.preferred_batch_size.extend(preferred)
-    kind = "KIND_GPU" if TARGETS[settings.provider].is_gpu else "KIND_CPU"
+    kind = "KIND_AUTO"
+    if settings.provider is not None:
+        kind = "KIND_GPU" if TARGETS[settings.provider].is_gpu else "KIND_CPU"
     config.instance_group.add(count=settings.instances, kind=kind)
     return config, _set_options(config, settings)
 
@@ -166,7 +168,7 @@ def _set_options(config: Any, settings: TritonSettings) -> tuple[str, ...]:
             config.parameters["enable_mem_pattern"].string_value = str(int(value))
         elif name == "layout":
             config.optimization.graph.level = _EXTENDED
-        elif settings.provider == CUDA.name and name in _CUDA:
+        elif settings.provider != CPU.name and name in _CUDA:
             accelerated[_CUDA[name]] = value if isinstance(value, str) else str(int(value))
         else:
             ignored.append(f"{name}={value}")

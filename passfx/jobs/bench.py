@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from passfx.errors import SourceError, named_line, quiet
+from passfx.files import is_file
 from passfx.graph.evaluate import run_flat
 from passfx.graph.query import tensors
 from passfx.jobs.optimize import optimize_source
@@ -86,16 +87,20 @@ def bench(
     Raises:
         SourceError, CaptureError, ExportError, RuntimeUnavailableError: there is nothing to race.
     """
+    for file in files:
+        if not is_file(file):
+            raise SourceError(f"the file {file} does not exist")
     versions = {"torch": torch.__version__, "onnxruntime": require_onnxruntime().__version__}
     target = find_target(settings.provider, "provider")
-    source = None
+    source, notes = None, list[str]()
     if spec is not None:
         progress("load")
         source = load_source(spec)
+        notes += source.notes
     if target.is_gpu and not torch.cuda.is_available():
         raise SourceError("PyTorch sees no CUDA device; --provider cpu measures this machine")
     progress("peaks")
-    peaks = measure_peaks(torch.device(target.device(settings.device)))
+    peaks = measure_peaks(target, settings.device)
     rows: list[BenchRow] = []
     for batch in [None] if settings.batches is None else settings.batches:
         with tempfile.TemporaryDirectory() as folder:
@@ -105,6 +110,13 @@ def bench(
             for file in files:
                 race.enter_file(file, batch)
             rows += race.run(peaks)
+            notes += race.notes
+    best = max((row.roofline for row in rows if row.roofline), default=0.0)
+    peaks = peaks.raised(best)
+    rows = [
+        replace(row, roofline=row.roofline / max(1.0, best)) if row.roofline else row
+        for row in rows
+    ]
     return BenchReport(
         source=", ".join([*([source.name] if source else []), *map(str, files)]),
         provider=settings.provider,
@@ -114,6 +126,7 @@ def bench(
         versions=versions,
         peaks={**peaks.macs, "bandwidth": peaks.bandwidth},
         rows=tuple(rows),
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
@@ -137,6 +150,7 @@ class _Race:
     inputs: list[Tensor] = field(default_factory=list)
     reference: Sequence[Tensor] = ()
     entrants: dict[str, _Contestant | str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.place = torch.device(self.target.device(self.settings.device))
@@ -147,7 +161,7 @@ class _Race:
         args, kwargs = pytree.tree_map(partial(_batched, batch=batch), (source.args, source.kwargs))
         self.progress("passfx")
         optimized = optimize_source(SourceSpec(source.model, args, kwargs), Plan(self.target))
-        captured = optimized.captured
+        captured, self.notes = optimized.captured, optimized.report.notes
         self.inputs = tensors(captured.flat_inputs)
         self.reference = tensors(run_flat(captured.graph_module, captured.flat_inputs))
         ours, plain = self.folder / "passfx.onnx", self.folder / "plain.onnx"

@@ -125,6 +125,15 @@ def _check_signature(path: Path, report: Report, precision: str) -> None:
             )
 
 
+def file_inputs(path: Path) -> tuple[TensorInfo, ...]:
+    """The inputs of a file.
+
+    Raises:
+        ExportError: it is no ONNX file.
+    """
+    return tuple(map(_tensor_info, graph_inputs(load_graph(path).graph)))
+
+
 def _tensor_info(item: Any) -> TensorInfo:
     """An input or output of an ONNX graph; a size that is not known is "?"."""
     shape = tuple("?" if size is None else size for size in sizes(item))

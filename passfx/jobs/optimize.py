@@ -208,8 +208,7 @@ def capture_source(
         )
         if not share_weights:
             hold_tensors(captured.graph_module, copied=True)
-    report = captured_report(source.name, target, captured, seconds)
-    report = replace(report, notes=(*source.notes, *report.notes))
+    report = captured_report(source, target, captured, seconds)
     return Optimized(captured.graph_module, report.shortcuts, report, captured)
 
 

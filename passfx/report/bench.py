@@ -16,8 +16,7 @@ class BenchRow:
         throughput: samples a second, batch / p50.
         speedup: of the median, against the row's baseline in the same race.
         roofline: the least time that the operators of its file could take at the device's peaks,
-            divided by p50. Caches and Winograd convolutions move and multiply less than is
-            counted, so it can exceed 1.
+            divided by p50; at most 1, because a peak that a row exceeds is no peak.
         rel_error: max |difference| / max |reference|, of the worst output.
         runs: that were counted.
         failed: why there are no figures.
@@ -43,7 +42,9 @@ class BenchReport:
     Attributes:
         baseline: the row that speed-ups are against.
         reference: what errors are measured from.
-        peaks: multiply-accumulates a second by dtype, and bytes a second ("bandwidth").
+        notes: sentences that the figures are to be read with.
+        peaks: multiply-accumulates a second by dtype, and bytes a second ("bandwidth"), of the
+            best kernels that were timed, or of the best row where that is better.
     """
 
     source: str
@@ -54,6 +55,7 @@ class BenchReport:
     versions: Mapping[str, str]
     peaks: Mapping[str, float]
     rows: tuple[BenchRow, ...]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""

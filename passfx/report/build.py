@@ -10,12 +10,15 @@ import torch
 
 from passfx.analysis.cost import graph_cost
 from passfx.analysis.shortcuts import find_shortcuts
+from passfx.analysis.untrained import zero_layers
 from passfx.capture.program import Captured
 from passfx.export.settings import HALVES, ExportSettings
 from passfx.graph.query import dtype_name, tensor, tensors
 from passfx.graph.shapes import fixed
 from passfx.record import OnnxReport, PassReport, TensorInfo
 from passfx.report.model import Report
+from passfx.source.spec import Source
+from passfx.source.weights import some
 from passfx.target import Target
 
 
@@ -29,12 +32,12 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def captured_report(
-    source: str, target: Target, captured: Captured, seconds: dict[str, float]
+    source: Source, target: Target, captured: Captured, seconds: dict[str, float]
 ) -> Report:
-    """The report of a model to which nothing was done yet; `source` is what it is called."""
+    """The report of a model to which nothing was done yet."""
     cost = graph_cost(captured.graph_module)
     return Report(
-        source=source,
+        source=source.name,
         target=target.name,
         precision="fp32",
         inputs=_describe(captured.placeholders, captured.input_names, captured),
@@ -43,7 +46,7 @@ def captured_report(
         after=cost,
         shortcuts=find_shortcuts(captured.graph_module),
         seconds=seconds,
-        notes=captured.notes,
+        notes=(*source.notes, *_untrained(captured), *captured.notes),
         rules=captured.rules,
     )
 
@@ -72,6 +75,18 @@ def halved(infos: tuple[TensorInfo, ...], precision: str) -> tuple[TensorInfo, .
     """Inputs or outputs as `fp16_io` makes them."""
     half = HALVES.get(precision, "float32")
     return tuple(replace(info, dtype=half) if info.dtype == "float32" else info for info in infos)
+
+
+def _untrained(captured: Captured) -> tuple[str, ...]:
+    """The sentence about layers of zeros, if there are any."""
+    zero = zero_layers(captured.graph_module.graph)
+    if not zero:
+        return ()
+    have = "layer has" if len(zero) == 1 else "layers have"
+    return (
+        f"{len(zero)} {have} zero weights ({some(zero, 3)}); sizes and speeds below do not hold "
+        "once it is trained",
+    )
 
 
 def _describe(nodes: list[Any], names: Sequence[str], captured: Captured) -> tuple[TensorInfo, ...]:

@@ -22,17 +22,24 @@ _CELLS = {
 
 
 def print_conversion(console: Console, report: Report) -> None:
-    """The before/after table, the shortcuts, the file and its parity."""
+    """The notes, the before/after table, the shortcuts, the file and its parity."""
+    _print_notes(console, report)
     console.print(_cost_table(report))
     console.print(_shortcut_line(report))
     print_rules(console, report)
-    for line in (*_refusal_lines(report), *_note_lines(report)):
+    for line in _refusal_lines(report):
         console.print(line)
     print_parity(console, report)
     stages = ", ".join(
         f"{name} {value:.1f}" for name, value in report.seconds.items() if name != "total" and value
     )
     console.print(f"Seconds      {report.seconds['total']:.1f} ({stages})")
+
+
+def print_verification(console: Console, report: Report) -> None:
+    """How far a file is from its model."""
+    _print_notes(console, report)
+    print_parity(console, report)
 
 
 def print_parity(console: Console, report: Report) -> None:
@@ -49,6 +56,8 @@ def print_parity(console: Console, report: Report) -> None:
                 f"Not finite   {proof.nonfinite} elements of the model's own results; the file's "
                 "are the same, which proves nothing of NaN"
             )
+        if proof.doubt:
+            console.print(f"Unproven     {proof.doubt}")
     if file := report.onnx:
         ops = ", ".join(f"{count} {name}" for name, count in file.ops.items())
         size = format_bytes(file.bytes)
@@ -68,6 +77,7 @@ def print_inspection(console: Console, report: Report) -> None:
             shape = " × ".join(map(str, info.shape)) or "scalar"
             console.print(f"{what:<13}{info.name}: {info.dtype} {shape}")
     print_rules(console, report)
+    _print_notes(console, report)
     console.print(_cost_table(report))
     for item in report.shortcuts:
         place = _place(item.module, item.merge)
@@ -78,8 +88,6 @@ def print_inspection(console: Console, report: Report) -> None:
                 shown = names if len(names) <= 8 else (names[0], "…", names[-1], f"({len(names)})")
                 console.print(f"  {what}  {' '.join(shown)}")
     console.print(_shortcut_line(report))
-    for line in _note_lines(report):
-        console.print(line)
     for run in report.passes:
         state = ", rolled back" if run.rolled_back else ""
         counts = f"{_count(run.rewrites, 'rewrite')}, {_count(run.refusals, 'refusal')}"
@@ -91,8 +99,9 @@ def print_inspection(console: Console, report: Report) -> None:
             console.print(f"  {_place(refusal.module, refusal.at)}: refused, {refusal.reason}")
 
 
-def _note_lines(report: Report) -> list[str]:
-    return [f"Note         {note}" for note in report.notes]
+def _print_notes(console: Console, report: Report | BenchReport) -> None:
+    for note in report.notes:
+        console.print(f"Note         {note}")
 
 
 def print_tuning(console: Console, tuned: "Tuned", written: Sequence[Path]) -> None:
@@ -117,7 +126,8 @@ def print_tuning(console: Console, tuned: "Tuned", written: Sequence[Path]) -> N
 
 
 def print_bench(console: Console, report: BenchReport) -> None:
-    """A row for each way to run the model, batch by batch."""
+    """The notes, and a row for each way to run the model, batch by batch."""
+    _print_notes(console, report)
     table = _table(f"{report.source} on {report.device} ({report.provider})", "", "batch", "p50 ms",
         "p90", "p99", "samples/s", "speed-up", "of roofline", "relative error")  # fmt: skip
     for row in report.rows:

@@ -15,8 +15,8 @@ from passfx.version import __version__
 class Report:
     """One conversion. What was not done is None: `parity` and `onnx` of an optimisation alone.
 
-    `notes` are sentences about what was made of a source, and about what the captured graph leaves
-    out of what the model does.
+    `notes` are sentences that the figures are to be read with: what was made of the source, where
+    the weights are from, and what the captured graph leaves out of what the model does.
     """
 
     source: str
@@ -59,6 +59,9 @@ class Report:
         fields["rules"] = [rule.to_dict() for rule in self.rules]
         if self.onnx:
             del fields["onnx"]["opset"]
+        if self.parity:
+            del fields["parity"]["unchanged"]
+            fields["notes"] = (*self.notes, *([self.parity.doubt] if self.parity.doubt else []))
         fields["graph"] = {"before": fields.pop("before"), "after": fields.pop("after")}
         for item in fields["passes"]:
             for refusal in item["refusals"]:

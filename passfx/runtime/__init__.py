@@ -1,5 +1,6 @@
 """Running ONNX files; the only room that imports onnxruntime."""
 
+import warnings
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,28 +17,31 @@ __all__ = ["Options", "Session", "load"]
 def load(model: str | PathLike[str], *, device: int = 0) -> "Session":
     """A session on a file, with what `passfx tune` found for it.
 
-    The tuned options are those in "MODEL.passfx.json" beside the file.
+    The tuned options are those in "MODEL.passfx.json" beside the file. A file that was not tuned
+    opens on the CPU with ONNX Runtime's own options, and a `UserWarning` says so.
 
     Args:
         model: the file; where tuning chose a variant of it, the variant is run.
         device: the number of the GPU.
 
     Raises:
-        SourceError: the file does not exist, was not tuned, or changed since.
+        SourceError: the file does not exist, or changed since it was tuned.
         RuntimeUnavailableError: onnxruntime is not installed, or lacks the tuned provider.
     """
     from passfx.runtime.session import Session
-    from passfx.runtime.sidecar import read_sidecar, sidecar_path
+    from passfx.runtime.sidecar import read_sidecar
 
     path = Path(model)
     if not path.is_file():
         raise SourceError(f"the file {path} does not exist")
     sidecar = read_sidecar(path)
     if sidecar is None:
-        raise SourceError(
-            f"{path} was not tuned: {sidecar_path(path)} does not exist; run `passfx tune {path}`, "
-            "or open it with passfx.runtime.Session"
+        warnings.warn(
+            f"{path} was not tuned, so it runs on the CPU with ONNX Runtime's own options; "
+            f"`passfx tune {path}` finds better ones, passfx.runtime.Session takes others",
+            stacklevel=2,
         )
+        return Session(path, device=device)
     return Session(sidecar.model_path, sidecar.options, device=device)
 
 

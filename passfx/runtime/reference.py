@@ -20,7 +20,7 @@ from passfx.export.rounding import emulated
 from passfx.export.settings import HALVES, ExportSettings
 from passfx.graph.query import tensors
 from passfx.runtime.options import Options
-from passfx.runtime.session import Session, require_onnxruntime
+from passfx.runtime.session import Inputs, Session, require_onnxruntime
 from passfx.verify.parity import Parity, Program, parity
 
 
@@ -63,9 +63,9 @@ class _RoundingSession(Session):
             super().__init__(rounding)
         self.provider += ", results rounded to half precision"
 
-    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        given = zip(self.inputs, inputs, strict=True)
-        return super().run([x.to(port.dtype) if x.is_floating_point() else x for port, x in given])
+    def _ordered(self, inputs: Inputs) -> list[Tensor]:
+        given = zip(self.inputs, super()._ordered(inputs), strict=True)
+        return [x.to(port.dtype) if x.is_floating_point() else x for port, x in given]
 
 
 def open_session(path: Path) -> Runner:

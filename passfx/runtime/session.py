@@ -1,18 +1,20 @@
 """Run an ONNX file on torch tensors."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from passfx.errors import RuntimeUnavailableError, SourceError, named_line
+from passfx.export.arrays import Array, to_torch
 from passfx.files import is_file
 from passfx.graph.query import dtype_name
 from passfx.runtime.options import Options
@@ -25,6 +27,7 @@ _DTYPES = {
         torch.int8, torch.int16, torch.int32, torch.int64,
     )
 }  # fmt: skip
+Inputs = Tensor | Array | Sequence[Tensor | Array] | Mapping[str, Tensor | Array]
 _NO_GRAPH = "-1"  # the gpu_graph_id of a run that is neither recorded nor replayed
 
 
@@ -55,6 +58,8 @@ def _described(dtype: torch.dtype, shape: Sequence[int | str | None]) -> str:
 
 class Session:
     """An `onnxruntime.InferenceSession` that takes and gives torch tensors without a copy.
+
+    `session.run(x)`, `run([x, y])` and `run({"x": x, "y": y})` take tensors and numpy arrays alike.
 
     Tensors are bound where they lie. On a GPU, an input that lies in the host's memory goes there
     through a pinned buffer; outputs lie on the provider's device. Every `run` returns when its
@@ -121,21 +126,39 @@ class Session:
         self._recorded: dict[tuple[torch.Size, ...], _Recorded] = {}
         self._lock = threading.Lock()  # around the buffers that runs share
 
-    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Run the model: one tensor for each of `inputs`, in order, to one for each of `outputs`.
+    def run(self, inputs: Inputs) -> list[Tensor]:
+        """Run the model: one tensor or array for each input, to one tensor for each output.
+
+        Args:
+            inputs: torch tensors or numpy arrays, of the dtypes and shapes of `self.inputs`: all
+                of them in that order, or by name, or the only one as it is. Arrays are not copied
+                either, where they are contiguous and can be written to.
 
         Raises:
-            ValueError: an input differs in number, dtype or shape.
+            ValueError: an input differs in number, name, kind, dtype or shape.
         """
-        if len(inputs) != len(self.inputs):
-            raise ValueError(f"the model takes {len(self.inputs)} input(s), not {len(inputs)}")
-        for port, item in zip(self.inputs, inputs, strict=True):
+        given = self._ordered(inputs)
+        for port, item in zip(self.inputs, given, strict=True):
             port.check(item)
         if not self._is_gpu:
-            return self._run(list(inputs))
+            return self._run(given)
         with self._lock:
-            placed = list(map(self._place, self.inputs, inputs))
+            placed = list(map(self._place, self.inputs, given))
             return self._replay(placed) if self.options.cuda_graph else self._run(placed)
+
+    def _ordered(self, inputs: Inputs) -> list[Tensor]:
+        """The inputs as tensors, in the order of the file."""
+        names = [port.name for port in self.inputs]
+        if isinstance(inputs, Tensor | np.ndarray):
+            inputs = [inputs]
+        elif isinstance(inputs, Mapping):
+            if inputs.keys() != set(names):
+                given = ", ".join(map(str, inputs)) or "none"
+                raise ValueError(f"the model takes {', '.join(names)}, not {given}")
+            inputs = [inputs[name] for name in names]
+        if len(inputs) != len(names):
+            raise ValueError(f"the model takes {len(names)} input(s), not {len(inputs)}")
+        return list(map(_as_tensor, names, inputs))
 
     def _run(self, inputs: list[Tensor], graph: str | None = None) -> list[Tensor]:
         """Run on tensors of the session's device; outputs are allocated by ONNX Runtime."""
@@ -207,6 +230,19 @@ def _bound(port: Port, item: Tensor) -> tuple[str, str, int, int, tuple[int, ...
     element_type, place = int(from_torch_dtype(port.dtype)), item.device
     shape = tuple(item.shape)
     return port.name, place.type, place.index or 0, element_type, shape, item.data_ptr()
+
+
+def _as_tensor(name: str, item: Any) -> Tensor:
+    if isinstance(item, Tensor):
+        return item
+    if not isinstance(item, np.ndarray):
+        raise ValueError(
+            f"{name} is given as {type(item).__name__}; give a torch tensor or a numpy array"
+        )
+    try:
+        return to_torch(item, copy=False)
+    except TypeError as error:
+        raise ValueError(f"{name} is given as {item.dtype}, which torch does not have") from error
 
 
 def _port(item: Any) -> Port:

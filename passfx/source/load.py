@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch.export import ExportedProgram
 
 from passfx.errors import SourceError
 from passfx.source.call import call
+from passfx.source.declared import shapes_of_file
 from passfx.source.factory import factory_model, is_factory
 from passfx.source.inputs import (
     as_inputs,
@@ -26,6 +26,7 @@ from passfx.source.suggest import no_source
 from passfx.source.timm import timm_model
 from passfx.source.torchvision import torchvision_model
 from passfx.source.weights import load_weights
+from passfx.source.zoo import start_fresh
 
 # Which sources are of a form, and what loads them.
 _FORMS: tuple[tuple[Callable[[str], bool], Callable[[str, Arguments], Loaded]], ...] = (
@@ -34,13 +35,16 @@ _FORMS: tuple[tuple[Callable[[str], bool], Callable[[str, Arguments], Loaded]], 
     (lambda text: text.startswith("torchvision:"), torchvision_model),
     (is_factory, factory_model),
 )
+_ZOOS = (timm_model, torchvision_model)
 
 
 def load_source(spec: SourceSpec) -> Source:
     """The model that a user names, and example inputs for it.
 
     Random weights and inputs are drawn from `spec.seed`. Inputs are those of `spec.input_shapes`,
-    else the file's `example_inputs()`, else of the size that timm or torchvision declares.
+    else the file's `example_inputs()`, else of the size that timm or torchvision declares. A model
+    of these two for which no weights are given gets random norms, biases and layer scales
+    (fresh.py), which do not depend on `spec.input_shapes` if it declares a size.
 
     Raises:
         SourceError: any part of this fails; the message says which and what to do.
@@ -91,18 +95,25 @@ def _load(spec: SourceSpec, text: str) -> Source:
     if isinstance(model, ExportedProgram) and (spec.arguments or spec.weights):
         raise SourceError(f"{text} is a finished program: it takes no --arg and no --weights")
     notes: tuple[str, ...] = ()
-    if spec.weights is not None:
-        key, path = spec.weights_key, Path(spec.weights)
+    if spec.weights_file is not None:
+        key, path = spec.weights_key, spec.weights_file
         notes = load_weights(model, path, key, strict=spec.strict, trust_pickle=spec.trust_pickle)
     elif spec.weights_key is not None:
         raise SourceError("--weights-key (weights_key) is for a file that --weights names")
+    is_zoo, given = load in _ZOOS, None
+    if declared is not None and (is_zoo or not shapes):
+        what = f"example_inputs() of {text}"
+        given = as_inputs(call(declared, what) if callable(declared) else declared)
+    if not shapes and spec.file_inputs and not isinstance(model, ExportedProgram):
+        shapes = shapes_of_file(spec.file_inputs, given)
+    if is_zoo and spec.weights is None and (given or shapes):
+        notes = start_fresh(model, spec, given or random_inputs(model, shapes, spec.seed))
     if shapes:
         notes += drawing_notes(model, shapes)
         return Source(text, model, *random_inputs(model, shapes, spec.seed), notes=notes)
     if isinstance(model, ExportedProgram):
         return Source(text, model)
-    if declared is None:
+    if given is None:
         hint = ", or define example_inputs() beside the factory" if load is factory_model else ""
         raise SourceError(f"{text} declares no example inputs: give {asked_shapes(model)}{hint}")
-    given = call(declared, f"example_inputs() of {text}") if callable(declared) else declared
-    return Source(text, model, *as_inputs(given), notes=notes)
+    return Source(text, model, *given, notes=notes)

@@ -6,6 +6,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from passfx.record import TensorInfo
+
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.nn import Module
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 # as a value or a function.
 Arguments = Mapping[str, Any]
 Loaded = tuple[Any, Any]
+
+OWN_START = "none"  # for weights: those that a collection of models itself starts with
 
 # The axes of an input that vary, or from where to where each of them does.
 Axes = Sequence[int] | Mapping[int, tuple[int | None, int | None]]
@@ -32,7 +36,11 @@ def source_file(text: str) -> Path | None:
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """A source or a model, and its inputs; `passfx.convert` says what each field means."""
+    """A source or a model, and its inputs; `passfx.convert` says what each field means.
+
+    `file_inputs` are those of a file that was made of the source: where no `input_shapes` are
+    given, and the source declares none or others, they count.
+    """
 
     source: "str | Module | ExportedProgram"
     args: Sequence[Any] = ()
@@ -47,10 +55,16 @@ class SourceSpec:
     trust_pickle: bool = False
     weights_key: str | None = None
     strict: bool = True
+    file_inputs: Sequence[TensorInfo] = ()
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file of a state dict, if one is given."""
+        return None if self.weights in (None, Path(OWN_START), OWN_START) else Path(self.weights)
 
     def files(self) -> dict[str, Path | None]:
         """The files that are read, by what a sentence calls them."""
-        weights = None if self.weights is None else Path(self.weights)
+        weights = self.weights_file
         source = source_file(self.source) if isinstance(self.source, str) else None
         return {"the source": source, "the weights": weights}
 
@@ -63,7 +77,7 @@ class Source:
         name: the source as the user wrote it, or the class of a model that was given.
         args, kwargs: example inputs of `model.forward`.
         dynamic_shapes: which of their sizes vary, as `torch.export.export` takes it.
-        notes: sentences about what was made of what the user named.
+        notes: sentences about how the model came about, which its figures depend on.
     """
 
     name: str

@@ -9,6 +9,10 @@ from typing import Any
 
 from passfx.errors import SourceError, first_line
 from passfx.source.call import call
+from passfx.source.fresh import randomize
+from passfx.source.spec import SourceSpec
+
+_TRAINED = ("pretrained", "checkpoint_path", "weights", "weights_backbone")
 
 # What a zoo calls its models.
 _NAMES: Mapping[str, Callable[[Any], Sequence[str]]] = {
@@ -34,6 +38,23 @@ def zoo(name: str) -> Any:
             f"{name} does not import: {first_line(error)}; "
             "torch and torchvision must be builds of one release, from one index"
         ) from error
+
+
+def start_fresh(
+    model: Any, spec: SourceSpec, inputs: tuple[Sequence[Any], Mapping[str, Any]]
+) -> tuple[str, ...]:
+    """Random norms, biases and layer scales, unless the arguments ask for trained weights.
+
+    Returns:
+        The sentence that says so.
+    """
+    if any((spec.arguments or {}).get(name) for name in _TRAINED):
+        return ()
+    randomize(model, *inputs, spec.seed)
+    return (
+        f"no weights were given: norms, biases and layer scales are random (seed {spec.seed}), as "
+        'after training; --weights none (weights="none") keeps the library\'s own start',
+    )
 
 
 def unknown(zoo: str, name: str, known: Sequence[str]) -> SourceError:

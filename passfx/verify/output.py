@@ -47,6 +47,8 @@ class Output:
         dtype: in which a program computes it.
         baseline: the relative error of the original model.
         rounding, approximation: what of it counts, of PyTorch's and of a runtime's.
+        change: the relative distance of the reference from sample to sample; None before there are
+            two of one shape.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Output:
     rounding: float = 0.0
     approximation: float = 0.0
     nonfinite: int = 0
+    change: float | None = None
     _strips: dict[tuple[int, int], "_Strip"] = field(default_factory=dict)
 
     def add_result(self, sample: int, result: Tensor, reference: Tensor) -> None:
@@ -74,6 +77,15 @@ class Output:
             scale = torch.where(scale > 0, scale, scale.max())
             strip = _Strip(axis, scale, by_channel(error, axis), torch.zeros_like(scale))
             self._strips[sample, axis] = strip
+
+    def add_change(self, reference: Tensor, other: Tensor) -> None:
+        """What the model gives for two different inputs."""
+        if reference.numel() and reference.shape == other.shape:
+            self.change = max(self.change or 0.0, relative_error(reference, other))
+
+    def is_constant(self, rtol: float) -> bool:
+        """Whether it changes with the input by no more than an error may."""
+        return self.change is not None and self.change <= self.figures(rtol).tolerance
 
     def add_baseline(
         self, sample: int, result: Tensor, reference: Tensor, whole: bool = True

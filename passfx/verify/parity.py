@@ -45,6 +45,8 @@ class Parity:
         baseline: whose error the baseline is: "PyTorch", or "the model exported without rewrites".
         nonfinite: how many elements of the model's own results are NaN or infinite; a program that
             passed has the same in their places.
+        unchanged: outputs that differ between samples by no more than is tolerated as an error: a
+            constant would have passed too.
     """
 
     provider: str
@@ -58,6 +60,17 @@ class Parity:
     channel: str | None = None
     baseline: str = "PyTorch"
     nonfinite: int = 0
+    unchanged: tuple[str, ...] = ()
+
+    @property
+    def doubt(self) -> str | None:
+        """A sentence about outputs of which nothing is proven."""
+        if not self.unchanged:
+            return None
+        return (
+            "the result is the same for all samples, to within the tolerance, so that parity "
+            f"proves nothing of {', '.join(self.unchanged)}"
+        )
 
     def checked(self) -> "Parity":
         """The proof itself, if it holds.
@@ -155,6 +168,7 @@ def parity(
     return Parity(
         *(provider, len(trial.samples), largest, error, own, tolerance, figures.passed),
         *(worst.name, channel, baseline, nonfinite),
+        tuple(output.name for output in outputs if output.is_constant(rtol)),
     )
 
 
@@ -195,6 +209,9 @@ class _Trial:
         original: Sequence[Tensor],
     ) -> None:
         number = len(self.samples)
+        if number and not all(map(_is_same, inputs, self.samples[0][0])):
+            for output, *pair in zip(self.outputs, reference, self.samples[0][1], strict=True):
+                output.add_change(*pair)
         self.samples.append((inputs, reference))
         for output, result, expected in zip(self.outputs, results, reference, strict=True):
             output.add_result(number, result, expected)
@@ -233,6 +250,10 @@ class _Trial:
     ) -> None:
         for output, result, expected in zip(self.outputs, results, reference, strict=True):
             output.add_baseline(number, result, expected, whole)
+
+
+def _is_same(x: Any, y: Any) -> bool:
+    return torch.equal(x, y) if isinstance(x, Tensor) else bool(x == y)
 
 
 def draw_samples(captured: Captured, seed: int, *, ends: bool = True) -> Iterator[list[Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from passfx.runtime.roofline import Peaks
 from tests.cli.net import SOURCE, Invoke
 
 QUICK = ("--seconds", "0.2", "--tune-budget", "0.2", "--no-compile")
@@ -25,7 +26,7 @@ def test_everyone_takes_part(folder: Path, invoke: Invoke) -> None:
         assert row["failed"] is None
         assert 0 < row["p50"] <= row["p90"] <= row["p99"]
         assert row["throughput"] == pytest.approx(1000 * row["batch"] / row["p50"])
-        assert row["rel_error"] <= 1e-5 and row["roofline"] > 0
+        assert row["rel_error"] <= 1e-5 and 0 < row["roofline"] <= 1
     baseline = [row for row in found["rows"] if row["name"] == found["baseline"]]
     assert [row["speedup"] for row in baseline] == [1.0, 1.0]
     for word in (*names, "p50 ms", "of roofline", "samples/s", "the model in float64"):
@@ -72,6 +73,32 @@ def test_a_file_races_its_model(folder: Path, invoke: Invoke, made: Path) -> Non
     result = invoke("bench", SOURCE, "a.onnx", *QUICK, "--json", "-")
     rows = json.loads(result.stdout)["rows"]
     assert rows[-1]["name"] == "a.onnx" and rows[-1]["rel_error"] <= 1e-5
+
+
+def test_a_missing_file_is_said_before_the_race(
+    folder: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise AssertionError("it races")
+
+    monkeypatch.setattr("passfx.jobs.bench.load_source", fail)
+    monkeypatch.setattr("passfx.jobs.bench.measure_peaks", fail)
+    result = invoke("bench", SOURCE, "gone.onnx", *QUICK)
+    assert (result.exit_code, result.stderr) == (2, "error: the file gone.onnx does not exist\n")
+
+
+def test_a_row_that_exceeds_the_peaks_raises_them(
+    folder: Path, invoke: Invoke, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Peaks({"float32": 1e3}, 1e3)
+    monkeypatch.setattr("passfx.jobs.bench.measure_peaks", lambda *_: slow)
+    shutil.copy(made, "a.onnx")
+    shutil.copy(made, "b.onnx")
+    result = invoke("bench", "a.onnx", "b.onnx", "--seconds", "0.2", "--json", "-")
+    found = json.loads(result.stdout)
+    assert max(row["roofline"] for row in found["rows"]) == 1.0
+    raised = found["peaks"]["bandwidth"] / 1e3
+    assert raised > 1 and found["peaks"]["float32"] == pytest.approx(1e3 * raised)
 
 
 WRONG = {

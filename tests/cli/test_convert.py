@@ -292,6 +292,10 @@ WRONG = {
         [SOURCE, "-o", "out/net.onnx", "--json", "out"],
         "out is a folder; give the name of the file to write",
     ),
+    "output with the name of another format": (
+        [SOURCE, "-o", "out/net.PT"],
+        "out/net.PT would be an ONNX file with the name of another format; call it net.onnx",
+    ),
     "opset out of range": (
         [SOURCE, "-o", "out/net.onnx", "--opset", "7"],
         "opset 7 is not supported: 18 to 25 are",

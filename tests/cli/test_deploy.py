@@ -21,8 +21,13 @@ def test_it_says_what_it_wrote_and_how_to_serve_it(model: Path, invoke: Invoke) 
     assert result.exit_code == 0, result.stderr
     assert "models/my_net/1/model.onnx" in result.stdout
     assert "tritonserver --model-repository=models" in result.stdout
-    assert "KIND_GPU" in Path("models/my_net/config.pbtxt").read_text()
+    assert "on the server's GPUs, or its CPU; --provider says which" in result.stdout
+    assert "kind" not in Path("models/my_net/config.pbtxt").read_text()  # Triton's KIND_AUTO
     assert invoke("deploy", "my net.onnx", "--triton", "b", "-q").stdout == ""
+    for provider, kind in (("cuda", "KIND_GPU"), ("cpu", "KIND_CPU")):
+        result = invoke("deploy", "my net.onnx", "--triton", provider, "--provider", provider)
+        assert "--provider says which" not in result.stdout
+        assert kind in Path(f"{provider}/my_net/config.pbtxt").read_text()
 
 
 def test_a_tuned_file_is_deployed_as_it_was_tuned(model: Path, invoke: Invoke) -> None:

@@ -31,6 +31,12 @@ def test_unknown_pass(invoke: Invoke) -> None:
     assert result.stderr.startswith("error: there is no pass 'fold'; the passes are remove-unused")
 
 
+def test_a_misspelt_pass_suggests_the_nearest(invoke: Invoke) -> None:
+    result = invoke("passes", "colapse")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "error: there is no pass 'colapse'; did you mean collapse?\n"
+
+
 def test_a_former_name_is_answered_with_the_present_one(invoke: Invoke) -> None:
     result = invoke("passes", "move-pools")
     assert (result.exit_code, result.stdout) == (2, "")

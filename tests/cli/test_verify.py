@@ -109,3 +109,31 @@ def test_verify_of_a_file_that_does_not_run(folder: Path, invoke: Invoke, made: 
     result = invoke("verify", SOURCE, "broken.onnx")
     assert result.exit_code == 2
     assert re.fullmatch(r"error: broken\.onnx does not run: .*NoSuchOperator.*\n", result.stderr)
+
+
+def test_verify_reads_the_sizes_of_the_file(folder: Path, invoke: Invoke) -> None:
+    passfx.convert(SOURCE, "large.onnx", input_shapes=["2x3x9x8"])
+    assert invoke("verify", SOURCE, "large.onnx").exit_code == 0
+    bare = (folder / "net.py").read_text().partition("def example_inputs")[0]
+    (folder / "bare.py").write_text(bare)
+    passfx.convert("bare.py:build", "bare.onnx", input_shapes=["1x3x5x5"], dynamic_batch=True)
+    assert invoke("verify", "bare.py:build", "bare.onnx").exit_code == 0
+    result = invoke("verify", "bare.py:build", "bare.onnx", "--input-shape", "1x3x6x5")
+    assert result.exit_code == 2 and "but the model has x (float32 1x3x6x5)" in result.stderr
+
+
+def test_verify_says_where_nothing_is_proven(folder: Path, invoke: Invoke) -> None:
+    (folder / "zero.py").write_text(
+        "from torch import nn\n\ndef build():\n    model = nn.Linear(3, 4)\n"
+        "    nn.init.zeros_(model.weight)\n    return model\n"
+    )
+    shape = ("--input-shape", "2x3")
+    result = invoke("convert", "zero.py:build", "-o", "zero.onnx", *shape, "--report", "a.html")
+    doubt = "the result is the same for all samples, to within the tolerance, so that parity proves"
+    for found in (result, invoke("verify", "zero.py:build", "zero.onnx")):
+        assert found.exit_code == 0
+        assert f"Unproven     {doubt} nothing of output" in found.stdout
+        assert "Note         1 layer has zero weights (linear); sizes and speeds" in found.stdout
+    page = Path("a.html").read_text()
+    assert doubt in page and "1 layer has zero weights" in page
+    assert invoke("verify", "zero.py:build", "zero.onnx", "--json", "-").stdout.count(doubt) == 1

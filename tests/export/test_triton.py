@@ -51,7 +51,7 @@ def test_a_fixed_batch(tmp_path: Path, fixed: Path) -> None:
     ]
     assert [list(item.dims) for item in found.output] == [[2, 300]]
     assert [(item.kind, item.count) for item in found.instance_group] == [
-        (pb.ModelInstanceGroup.KIND_GPU, 1)
+        (pb.ModelInstanceGroup.KIND_AUTO, 1)
     ]
     assert not found.HasField("dynamic_batching")
     deployed = Session(folder / "1" / "model.onnx").run([X])[0]
@@ -75,6 +75,14 @@ def test_a_batch_that_varies_is_batched(tmp_path: Path, dynamic: Path) -> None:
     assert config(tmp_path / "b" / "net").max_batch_size == 32
     write_triton(dynamic, tmp_path / "c", TritonSettings(name="net", max_batch_size=0))
     assert list(config(tmp_path / "c" / "net").input[0].dims) == [-1, 3]
+
+
+@pytest.mark.parametrize(("provider", "kind"), [("cpu", "KIND_CPU"), ("cuda", "KIND_GPU")])
+def test_a_provider_is_a_kind(tmp_path: Path, fixed: Path, provider: str, kind: str) -> None:
+    write_triton(fixed, tmp_path / "a", TritonSettings("net", provider=provider))
+    assert config(tmp_path / "a" / "net").instance_group[
+        0
+    ].kind == pb.ModelInstanceGroup.Kind.Value(kind)
 
 
 def test_options_of_the_gpu(tmp_path: Path, fixed: Path) -> None:

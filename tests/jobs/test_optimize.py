@@ -332,3 +332,17 @@ def test_ordered_dict_result_keeps_its_keys() -> None:
     result = passfx.optimize(Heads(), (x,)).module(x)
     assert type(result) is OrderedDict
     assert list(result) == ["out", "aux"]
+
+
+def test_zero_weights_are_said_aloud() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    assert not passfx.optimize(model, (torch.randn(1, 3, 8, 8),)).report.notes
+    nn.init.zeros_(model[1].weight)
+    nn.init.uniform_(model[1].bias, 0.5, 1)
+    report = passfx.optimize(model, (torch.randn(1, 3, 8, 8),)).report
+    layers, parity = report.to_dict()["notes"]
+    assert layers == (
+        "1 layer has zero weights (1); sizes and speeds below do not hold once it is trained"
+    )
+    assert parity.startswith("the result is the same for all samples")
+    assert report.after.ops["conv2d"] == 1 and report.after.macs == report.before.macs

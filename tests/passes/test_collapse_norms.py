@@ -498,6 +498,14 @@ def test_a_gamma_of_zero_is_exact() -> None:
     assert torch.equal(run(graph, x), wanted)
 
 
+def test_a_gamma_of_zero_leaves_the_convolution_as_large_as_it_was() -> None:
+    x, model = randn(2, 3, 9, 7), Before().double()
+    nn.init.zeros_(randomize(model).norm.weight)
+    graph, _ = apply(Collapse(), model, x)
+    assert_same_structure(graph, Expected().double(), x)
+    assert constants(graph)["conv.weight"].shape == model.conv.weight.shape
+
+
 def test_a_tiny_variance_stays_accurate_in_float32() -> None:
     """All arithmetic is in float64 and rounded once, so the fold is the best float32 there is."""
     x, model = torch.randn(2, 3, 7, 7), randomize(Before())

@@ -11,6 +11,7 @@ from torch import nn
 import passfx
 from passfx.errors import ExportError
 from passfx.runtime.roofline import Peaks, ideal_seconds, measure_peaks
+from passfx.target import CPU
 
 ONLY_MACS = Peaks({"float32": 1.0}, float("inf"))
 ONLY_BYTES = Peaks({"float32": float("inf")}, 1.0)
@@ -98,6 +99,25 @@ def test_an_operator_that_nobody_knows_is_an_error(tmp_path: Path) -> None:
 
 
 def test_peaks_are_positive_and_float32_is_measured() -> None:
-    peaks = measure_peaks(torch.device("cpu"))
+    peaks = measure_peaks(CPU)
     assert peaks.macs.keys() == {"float32"}
     assert min(*peaks.macs.values(), peaks.bandwidth) > 1e6
+
+
+def test_peaks_are_those_of_the_best_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product, a convolution and copies, each in as many ways and sizes as there are."""
+    timed = iter([1.0] * 3 + [1e-3] + [1.0] * 6 + [1e-6])
+    monkeypatch.setattr("passfx.runtime.roofline._best", lambda *_: next(timed))
+    peaks = measure_peaks(CPU)
+    assert peaks.macs == {"float32": 128 * 56 * 56 * 128 * 9 / 1e-3}
+    assert peaks.bandwidth == 2 * 2**26 * 4 / 1e-6
+    assert next(timed, None) is None
+
+
+def test_what_only_reshapes_moves_nothing(tmp_path: Path) -> None:
+    class View(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.neg(x).reshape(5, 3)
+
+    passfx.convert(View(), tmp_path / "net.onnx", (torch.randn(3, 5),))
+    assert ideal_seconds(tmp_path / "net.onnx", [(3, 5)], ONLY_BYTES) == 2 * 15 * 4

@@ -2,7 +2,9 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 import passfx
 from models.pass_layer import PassCNNAdd
 from passfx.errors import RuntimeUnavailableError, SourceError
+from passfx.export.arrays import to_numpy
 from passfx.runtime import Options
 from passfx.runtime.reference import Runner, open_session
 from passfx.runtime.session import Session, require_onnxruntime
@@ -117,6 +120,62 @@ def test_the_wrong_input_is_an_error(tmp_path: Path, given: Tensor, said: str) -
     session = session_of(tmp_path, Echo(), torch.randn(2, 2))
     with pytest.raises(ValueError, match=said):
         session.run([given])
+
+
+class Difference(nn.Module):
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return first - second
+
+
+def test_inputs_by_order_by_name_and_alone(tmp_path: Path) -> None:
+    a, b = torch.randn(2, 3), torch.randn(2, 3)
+    session = session_of(tmp_path, Difference(), a, b)
+    assert isinstance(session, Session)
+    for given in (
+        [a, b],
+        (a, b.numpy()),
+        {"second": b, "first": a},
+        {"first": a.numpy(), "second": b},
+    ):
+        assert torch.equal(session.run(given)[0], a - b)
+    for x in (torch.randn(1, 3), torch.randn(1, 1)):
+        alone = session_of(tmp_path, Echo(), x)
+        for given in (x, x.numpy(), {"x": x}, [x.numpy()]):
+            assert torch.equal(alone.run(given)[0], x.reshape(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int64, torch.bool])
+def test_arrays_of_every_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
+    x = torch.arange(-8, 8).reshape(4, 4).to(dtype)
+    (result,) = session_of(tmp_path, Echo(), x).run(to_numpy(x))
+    assert result.dtype == dtype and torch.equal(result, x.reshape(-1))
+
+
+def test_arrays_that_are_views_or_cannot_be_written(tmp_path: Path) -> None:
+    session = session_of(tmp_path, Echo(), torch.randn(4, 3))
+    array = np.random.default_rng(0).random((3, 8), np.float32)
+    fixed = array[:, :4].T.copy()
+    fixed.setflags(write=False)
+    for given in (array[:, :4].T, array[::-1, ::2].T, fixed):
+        assert np.array_equal(session.run(given)[0].numpy(), given.reshape(-1))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"first": torch.ones(2)}, "the model takes first, second, not first$"),
+        ({"first": torch.ones(2), "third": torch.ones(2)}, "takes first, second, not first, third"),
+        ({}, "the model takes first, second, not none"),
+        (torch.ones(2), r"takes 2 input\(s\), not 1"),
+        ([torch.ones(2), [1.0, 1.0]], "second is given as list; give a torch tensor or a numpy"),
+        ([torch.ones(2), np.ones(2)], "second is float32 2, not float64 2"),
+        ([torch.ones(2), np.array(["a"])], "second is given as <U1, which torch does not have"),
+    ],
+)  # fmt: skip
+def test_wrong_names_and_kinds_are_an_error(tmp_path: Path, given: Any, said: str) -> None:
+    session = session_of(tmp_path, Difference(), torch.ones(2), torch.ones(2))
+    with pytest.raises(ValueError, match=said):
+        session.run(given)
 
 
 def test_any_size_that_varies_is_taken(tmp_path: Path) -> None:

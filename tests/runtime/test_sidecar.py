@@ -40,8 +40,13 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
 def test_without_a_sidecar_there_is_none(tmp_path: Path) -> None:
     model = model_at(tmp_path / "net.onnx")
     assert read_sidecar(model) is None
-    with pytest.raises(SourceError, match=r"was not tuned.*run `passfx tune .*net.onnx`"):
-        load(model)
+    with pytest.warns(
+        UserWarning, match=r"was not tuned, .*; `passfx tune .*net.onnx` finds be"
+    ) as told:
+        session = load(model)
+    assert told[0].filename == __file__
+    assert session.options == Options()
+    assert session.run(torch.ones(2, 4))[0].shape == (2, 300)
     with pytest.raises(SourceError, match="gone.onnx does not exist"):
         load(tmp_path / "gone.onnx")
 

@@ -438,3 +438,34 @@ def test_a_model_on_the_gpu_is_rewritten_and_compared() -> None:
         return [result.cpu() for result in run_flat(graph_module, inputs, double=False)]
 
     assert parity(program, candidate, provider="torch", rtol=1e-3).passed
+
+
+class Head(nn.Module):
+    """A head of zeros, as torchvision's ViT starts with, beside one that answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.zero, self.other = nn.Linear(6, 5), nn.Linear(6, 5)
+        nn.init.zeros_(self.zero.weight)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.zero(x), self.other(x)
+
+
+@pytest.mark.parametrize("shapes", [None, {"x": {0: Dim.DYNAMIC}}])
+def test_a_result_that_does_not_change_proves_nothing(shapes: Any) -> None:
+    program = captured(Head(), torch.randn(4, 6), dynamic_shapes=shapes)
+    result = parity(program, native(program), provider="torch")
+    assert result.passed
+    assert result.unchanged == (program.output_names[0],)
+    assert result.doubt == (
+        "the result is the same for all samples, to within the tolerance, so that parity proves "
+        f"nothing of {program.output_names[0]}"
+    )
+
+
+def test_a_change_within_the_tolerance_proves_nothing_either(classifier: Captured) -> None:
+    exact = parity(classifier, native(classifier), provider="torch")
+    loose = parity(classifier, native(classifier), provider="torch", rtol=2.0)
+    assert (exact.unchanged, exact.doubt) == ((), None)
+    assert loose.unchanged == tuple(classifier.output_names)
