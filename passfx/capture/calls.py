@@ -18,6 +18,7 @@ from passfx.capture.dynamic import Inputs
 from passfx.capture.state import evaluating, same_numbers
 from passfx.errors import CaptureError, named_line
 from passfx.graph.query import dtype_name, tensors
+from passfx.graph.results import result_leaves
 
 
 def explain(error: Exception, model: torch.nn.Module, inputs: Inputs) -> str:
@@ -113,7 +114,7 @@ def _call(model: torch.nn.Module, inputs: Inputs) -> list[Any]:
     args, kwargs = copy.deepcopy(inputs)
     used = {item.device.index for item in model.parameters() if item.device.type == "cuda"}
     with torch.random.fork_rng(sorted(used)):
-        results = pytree.tree_leaves(model(*args, **kwargs))
+        results = result_leaves(model(*args, **kwargs))
     return [item.clone() if isinstance(item, Tensor) else item for item in results]
 
 

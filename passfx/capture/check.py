@@ -1,5 +1,6 @@
 """What cannot be captured, said before the tracer stumbles over it."""
 
+import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -54,9 +55,21 @@ def _own_tensors(model: torch.nn.Module | ExportedProgram) -> Iterator[tuple[str
 
 def _given(inputs: Inputs) -> Iterator[tuple[str, torch.Tensor]]:
     for given in inputs:
-        for path, item in pytree.tree_leaves_with_path(given):
+        try:
+            leaves = pytree.tree_leaves_with_path(given)
+        except ValueError as error:  # of a class that was registered without keys
+            raise CaptureError(
+                f"an input cannot be taken apart: {first_line(error)} Or give its tensors in a dict"
+            ) from error
+        for path, item in leaves:
             if isinstance(item, torch.Tensor):
                 yield f"the input {pytree.keystr(path)}", item
+            elif dataclasses.is_dataclass(item) and not isinstance(item, type):
+                kind = type(item).__name__
+                raise CaptureError(
+                    f"the input {pytree.keystr(path)} is a dataclass that torch.export does not "
+                    f"know; call torch.export.register_dataclass({kind}) before"
+                )
 
 
 def _problem(item: torch.Tensor) -> str | None:

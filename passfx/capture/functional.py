@@ -8,6 +8,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.fx import Graph, GraphModule, Node
+from torch.utils._pytree import TreeSpec
 
 from passfx.errors import CaptureError, first_line
 from passfx.graph.query import (
@@ -161,14 +162,18 @@ def refuse_random(graph_module: GraphModule, model: str) -> None:
             )
 
 
-def unlift(program: ExportedProgram) -> GraphModule:
+def unlift(program: ExportedProgram, nesting: TreeSpec | None = None) -> GraphModule:
     """The program as a graph module whose constants are read by `get_attr` nodes.
 
     The tracer's assertions and copies back into the caller's inputs are left out (the graph is a
     pure function), batch norms become one operator with one result, and views become reshapes,
-    which mean the same whatever the strides of their input are.
+    which mean the same whatever the strides of their input are. Its results are nested as
+    `nesting` says, where the program's own are not the model's.
     """
     graph_module = program.module(check_guards=False)
+    if nesting is not None:
+        codegen: Any = graph_module.graph._codegen
+        codegen.pytree_info = codegen.pytree_info._replace(out_spec=nesting)
     for method in ("train", "eval"):  # the exporter disables both, but they are harmless here
         vars(graph_module).pop(method, None)
     for node in reversed(graph_module.graph.nodes):

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from itertools import chain, count
 from typing import Any
 
-from torch.fx import GraphModule
+import torch
+from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from passfx.graph.query import tensor
+from passfx.graph.query import tensor, value
+from passfx.graph.results import leaf_names
 
 
 def input_names(graph_module: GraphModule) -> tuple[str, ...]:
@@ -17,18 +19,17 @@ def input_names(graph_module: GraphModule) -> tuple[str, ...]:
 
 
 def output_names(graph_module: GraphModule, taken: Sequence[str]) -> tuple[str, ...]:
-    """Names from the structure of the result: "output", "output_1", or the keys of a dict.
+    """Names from the structure of the result: "output", "output_1", keys of dicts, fields.
 
     A number is appended where an input or an earlier output has the name.
     """
     (results,) = graph_module.graph.output_node().args
     assert isinstance(results, list | tuple)
     spec = graph_module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
-    leaves, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(results), spec))
+    flat = [value(item) if isinstance(item, Node) else item for item in results]
     names: list[str] = []
-    for path, result in leaves:
-        if tensor(result) is not None:
-            keys = [_key_name(key) for key in path]
+    for keys, result in zip(_paths(flat, spec), flat, strict=True):
+        if isinstance(result, torch.Tensor):
             named = keys and not keys[0].isdigit()
             wanted = "_".join(keys if named else ["output", *keys])
             tries = chain([wanted], (f"{wanted}_{number}" for number in count(1)))
@@ -36,6 +37,9 @@ def output_names(graph_module: GraphModule, taken: Sequence[str]) -> tuple[str, 
     return tuple(names)
 
 
-def _key_name(key: Any) -> str:
-    """A dict's key, a sequence's index, or an attribute's name."""
-    return next(str(getattr(key, kind)) for kind in ("key", "idx", "name") if hasattr(key, kind))
+def _paths(flat: list[Any], spec: pytree.TreeSpec) -> list[tuple[str, ...]]:
+    """What leads to each result; its number where a class does not take the results back."""
+    try:
+        return leaf_names(pytree.tree_unflatten(flat, spec))
+    except Exception:  # the user's code
+        return [(str(place),) for place in range(len(flat))]

@@ -38,6 +38,7 @@ from passfx.capture.trial import find_rules
 from passfx.capture.weights import hold_tensors
 from passfx.errors import CaptureError, quiet
 from passfx.graph.aliases import Aliases
+from passfx.graph.results import is_foreign, take_apart
 from passfx.record import PassReport
 
 
@@ -114,6 +115,7 @@ def capture(
     """
     dims: Dims = []
     changed: list[str] = []
+    nesting: pytree.TreeSpec | None = None
     inputs: Inputs = tuple(args), dict(kwargs or {})
     check_capturable(model, inputs, dynamic_shapes)
     if isinstance(model, ExportedProgram):
@@ -123,14 +125,14 @@ def capture(
             dynamic_shapes = dynamic_shapes.dynamic_shapes(model, *inputs)
         inputs = widen_dynamic(model, _traceable(model, *inputs), dynamic_shapes, dims)
         with quiet():  # also where the model is really called, and torch's hooks are mended
-            program, changed = _export(model, inputs, dynamic_shapes)
+            program, changed, nesting = _export(model, inputs, dynamic_shapes)
     name, traced = type(model).__name__, program.graph
     shared = program_aliases(program)
     refuse_constant_writes(program, name)
     with quiet():
         program = functionalize(program, name)
         notes = refuse_writes(program, name)
-        graph_module = unlift(program)
+        graph_module = unlift(program, nesting)
     hold_tensors(graph_module, copied=False)
     refuse_random(graph_module, name)
     if isinstance(model, torch.nn.Module):
@@ -176,22 +178,35 @@ def _traceable(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 
 def _export(
     model: torch.nn.Module, inputs: Inputs, dynamic_shapes: Any
-) -> tuple[ExportedProgram, list[str]]:
-    """The traced program, and what tracing changed in the model, all of which is put back."""
+) -> tuple[ExportedProgram, list[str], pytree.TreeSpec | None]:
+    """The traced program, what tracing changed in the model, all of which is put back, and how its
+    results are nested where pytree does not know it."""
     hooks = torch.nn.modules.module._global_buffer_registration_hooks
     registered = dict(hooks)
     changed: list[str] = []
+    nested: list[pytree.TreeSpec] = []
+
+    def observe(*called: Any) -> tuple[Any, ...] | None:
+        changed.extend(state.changed())
+        leaves, spec = take_apart(called[-1])
+        if not is_foreign(spec):
+            return None
+        nested.append(spec)
+        return tuple(leaves)
+
     try:
         with _mute(), evaluating(model) as state:
             # The tracer puts back a part of it by itself, so that it is seen from inside alone.
-            model.register_forward_hook(lambda *_: changed.extend(state.changed()))
+            model.register_forward_hook(observe)
             program = torch.export.export(model, *inputs, dynamic_shapes=dynamic_shapes)
             changed += state.written()
-        return program, changed
+        return program, changed, nested[-1] if nested else None
     except Exception as error:
         hooks.clear()  # torch 2.11 leaves a hook behind that breaks the model's own buffers
         hooks.update(registered)
-        raise CaptureError(explain(error, model, inputs)) from error
+        own = isinstance(error, CaptureError)
+        reason = f"{type(model).__name__} cannot be captured: {error}" if own else None
+        raise CaptureError(reason or explain(error, model, inputs)) from error
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from passfx.capture.rules import Origin, SizeRule, said
 from passfx.capture.state import evaluating
 from passfx.errors import quiet
 from passfx.graph.query import source_line, tensors, value
+from passfx.graph.results import result_leaves
 
 _TRIES = 4  # sizes outside a bound that are tried
 _FEW = 8  # so many are all of them
@@ -72,7 +73,7 @@ def _runner(model: torch.nn.Module, spec: pytree.TreeSpec) -> Run:
         args, kwargs = pytree.tree_unflatten(flat, spec)
         buffers = {name: item.clone() for name, item in model.named_buffers()}
         with evaluating(model):
-            return pytree.tree_leaves(torch.func.functional_call(model, buffers, args, kwargs))
+            return result_leaves(torch.func.functional_call(model, buffers, args, kwargs))
 
     return run
 

@@ -56,7 +56,9 @@ def to_exported_program(graph_module: GraphModule, captured: Captured) -> Export
         copies[node] = by_target[target]
     for node in nodes:
         if node.op == "output":
-            graph.output(torch.fx.node.map_arg(node.args[0], copies.__getitem__))
+            # A file returns tensors; None keeps the place of whatever else the model does.
+            results: Any = node.args[0]
+            graph.output([copies[item] if tensor(item) is not None else None for item in results])
         elif _is_part(node):
             parts, index = node.args
             bound = arguments(parts)
@@ -136,6 +138,8 @@ def export_onnx(
     Raises:
         ExportError: the exporter has no translation for an operator, or the names do not fit.
     """
+    if not captured.output_names:
+        raise ExportError("the model returns no tensor, so that a file would compute nothing")
     for kind, given, own in (
         ("input", settings.input_names, captured.input_names),
         ("output", settings.output_names, captured.output_names),

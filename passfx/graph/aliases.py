@@ -18,6 +18,7 @@ from torch.fx.node import map_aggregate, map_arg
 from torch.utils import _pytree as pytree
 
 from passfx.graph.query import is_constant, reached, value
+from passfx.graph.results import take_apart
 from passfx.graph.shapes import hint
 
 CONSTANT = "constant"
@@ -85,7 +86,7 @@ class FreshResults:
 
     def __call__(self, module: torch.nn.Module, args: Any, result: Any) -> Any:
         """The result, with copies at the places."""
-        flat, spec = pytree.tree_flatten(result)
+        flat, spec = take_apart(result)
         items = (item.clone() if place in self.places else item for place, item in enumerate(flat))
         return pytree.tree_unflatten(items, spec)
 

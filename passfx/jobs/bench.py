@@ -18,6 +18,7 @@ from passfx.errors import SourceError, named_line, quiet
 from passfx.files import is_file
 from passfx.graph.evaluate import run_flat
 from passfx.graph.query import tensors
+from passfx.graph.results import result_leaves
 from passfx.jobs.optimize import optimize_source
 from passfx.pipeline import Plan, Progress, silent
 from passfx.report.bench import BenchReport, BenchRow
@@ -262,7 +263,7 @@ class _Race:
 
         def once() -> Sequence[Tensor]:
             with torch.inference_mode():
-                results = tensors(pytree.tree_leaves(run(*args, **kwargs)))
+                results = tensors(result_leaves(run(*args, **kwargs)))
             if self.target.is_gpu:
                 torch.cuda.synchronize(self.place)
             return results

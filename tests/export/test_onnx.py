@@ -219,13 +219,14 @@ def twice(module: Function, x: Tensor) -> Any:
         (twice, [image(2)]),
         (lambda m, x: (x + 1, None, x * 2), [image(2)]),
         (lambda m, x: {"a": x + 1, "b": (None, x)}, [image(2)]),
+        (lambda m, x: {"name": "text", "a": x + 1, "count": 3, "scale": 0.5}, [image(2)]),
         (lambda m, x, y: (F.embedding(x, torch.eye(4)), ~y, x + 1),
          [torch.tensor([[1, 3]]), torch.tensor([True, False])]),
         (lambda m, x: x * 2, [torch.tensor(3.0)]),
         (lambda m, x: x * 2, [torch.zeros(0, 3)]),
     ],
     ids=["input", "input and more", "constant and more", "constant", "constant twice", "twice",
-         "none", "nested none", "integers and booleans", "scalar", "empty"],
+         "none", "nested none", "no tensors", "integers and booleans", "scalar", "empty"],
 )  # fmt: skip
 def test_unusual_results(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, body: Callable[..., Any], inputs: Any
@@ -233,6 +234,22 @@ def test_unusual_results(
     model = converted(tmp_path, Function(body), *inputs)
     assert len(model.graph.input) == len(inputs)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_sizes_among_the_results_have_no_place(tmp_path: Path) -> None:
+    body = Function(lambda m, x: (x.shape[0], x + 1))
+    optimized = passfx.optimize(body, (image(2),), dynamic_shapes=({0: Dim.DYNAMIC},))
+    assert optimized.module(image(5))[0] == 5
+    optimized.export(tmp_path / "model.onnx")
+    assert names(onnx.load(tmp_path / "model.onnx").graph.output) == ["output_1"]
+
+
+@pytest.mark.parametrize("body", [lambda m, x: None, lambda m, x: {"count": 3}])
+def test_a_model_without_a_tensor_among_its_results(tmp_path: Path, body: Any) -> None:
+    optimized = passfx.optimize(Function(body), (image(2),))
+    with pytest.raises(ExportError, match="the model returns no tensor"):
+        optimized.export(tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_unused_inputs_stay(tmp_path: Path) -> None:

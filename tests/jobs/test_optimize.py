@@ -203,6 +203,42 @@ def test_positional_inputs_may_be_given_by_name(optimized: Optimized, image: Ten
         optimized.module(x=image[:1])
 
 
+@dataclasses.dataclass
+class Found:
+    features: Tensor
+    pyramid: Any = None
+    stride: int = 1
+
+
+class Finder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = make_block()
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.block(x)
+        return Found(y, {"fine": Pair(y[:, :1], x), "coarse": None}, stride=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")  # torch 2.11 warns of its own copies
+def test_a_dataclass_comes_back_and_names_the_outputs(tmp_path: Path, image: Tensor) -> None:
+    model = Finder().eval()
+    optimized = passfx.optimize(model, (image,))
+    wanted = model(image)
+    names = ["features", "pyramid_fine_left", "pyramid_fine_right"]
+    assert [item.name for item in optimized.report.outputs] == names
+    for module in (optimized.module, copy.deepcopy(optimized.module)):
+        found = module(image)
+        assert type(found) is Found
+        assert found.stride == 2
+        torch.testing.assert_close(found.features, wanted.features)
+        torch.testing.assert_close(found.pyramid["fine"].left, wanted.features[:, :1])
+        assert found.pyramid["fine"].right.data_ptr() == image.data_ptr()  # as the model's
+        assert found.pyramid["coarse"] is None
+    report = optimized.export(tmp_path / "model.onnx")
+    assert [item.name for item in report.outputs] == names
+
+
 def test_named_tuples_keep_their_type() -> None:
     class Swap(nn.Module):
         def forward(self, pair: Pair) -> Pair:
