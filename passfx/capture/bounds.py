@@ -222,6 +222,8 @@ class Bounds:
     def guards(self, start: int = 0) -> Iterator[Bound]:
         """The guards of the tracer, or those that it has made since it had `start` of them."""
         for guard in self.environment.guards[start:]:
+            if _chooses_kernel(guard):
+                continue
             for expr in (self.environment.replace(guard.expr), guard.expr):
                 formula = self._formula(expr)
                 if formula not in ("True", None):
@@ -325,6 +327,13 @@ def _print(expr: Any) -> str:
 def _root(dim: Any) -> Any:
     """The name of a declared dimension, or of the one that it is derived from."""
     return getattr(getattr(dim, "root", dim), "__name__", None)
+
+
+def _chooses_kernel(guard: Any) -> bool:
+    """Whether torch looked at a size to guess the memory format of a convolution's result."""
+    frame = guard.sloc.framework_loc
+    place = getattr(frame, "filename", ""), getattr(frame, "name", "")
+    return (Path(place[0]).name, place[1]) == ("fake_impls.py", "conv")
 
 
 def _line(guard: Any) -> str | None:
