@@ -2,9 +2,9 @@
 
 The smallest model of every timm family, every builder of torchvision, and thirty models of the
 packages of the extra `wild`; each static and with a dynamic batch, in a process of its own, with
-random norms, biases and layer scales. Each file is run under ONNX Runtime on fresh inputs (batch 1,
-and 3 where it is dynamic) and compared with the model in float64: max |difference| / max |reference|
-of each output may be 1e-4, or ten times that of the float32 model under PyTorch.
+random norms, biases and layer scales. Each file is run under ONNX Runtime on fresh inputs, with
+batch 1, and with 3 where it is dynamic, and compared with the model in float64: of each output,
+max |difference| / max |reference| may be 1e-4, or ten times that of the float32 model in PyTorch.
 
     python -m tests.benchmarks.zoo [--only PATTERN ...] [--static | --dynamic] [--resume FILE.jsonl]
     python -m tests.benchmarks.zoo --table FILE.jsonl    # markdown, the summary first
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.benchmarks.zoo.cases import matching
 from tests.benchmarks.zoo.run import Record, kept, run_all
-from tests.benchmarks.zoo.table import markdown, summary
+from tests.benchmarks.zoo.table import groups, markdown, summary
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.table:
         records = kept(options.table)
-        print(f"{summary(records)}\n\n{markdown(records)}")
+        print("\n\n".join(filter(None, (summary(records), groups(records), markdown(records)))))
         return
     names = [case.name for case in matching(*(options.only or ["*"]))]
     if options.list:

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import queue
 import tempfile
 import threading
@@ -11,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "passive",  # threads that spin would take the cores from other processes
+    "HF_HUB_OFFLINE": "1",
+    "YOLO_CONFIG_DIR": tempfile.gettempdir(),
+}
 PEERS = ("onnxslim", "onnxsim")  # stages in which a crash is not passfx's
 
 
@@ -25,6 +31,8 @@ def run_all(
     jobs: Sequence[tuple[str, str]], count: int, limit: float, keep: Callable[[Record], None]
 ) -> None:
     """Run names and modes, `count` at a time; `keep` gets each record."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.benchmarks.zoo.preload"])
     waiting: queue.Queue[tuple[str, str]] = queue.Queue()

@@ -1,4 +1,4 @@
-"""Weights that a trained model could have, what a model returns as a list, and how far it is off."""
+"""Weights as a trained model could have them, a model's results as a list, and distances."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +30,11 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
                 module.weight.uniform_(0.5, 1.5, generator=random)
                 module.bias.normal_(0, 0.1, generator=random)
         for item in model.parameters():
-            if item.is_floating_point() and item.numel() and bool((item == item.flatten()[0]).all()):
+            if (
+                item.is_floating_point()
+                and item.numel()
+                and bool((item == item.flatten()[0]).all())
+            ):
                 start = float(item.flatten()[0])
                 if start == 0:
                     item.normal_(0, 0.1 if item.ndim < 2 else 0.02, generator=random)

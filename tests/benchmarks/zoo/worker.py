@@ -25,12 +25,13 @@ NORMS = ("BatchNormalization", "InstanceNormalization")
 
 
 def work(name: str, mode: str, folder: str) -> None:
-    """Fill `folder`/record.json as far as it gets; what ONNX Runtime warns of is in its `stderr`."""
+    """Fill record.json in `folder` as far as it gets; what ONNX Runtime warns of is in `stderr`."""
     place = Path(folder)
     noise = os.open(place / "stderr", os.O_CREAT | os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(noise, stream)
-    torch.set_num_threads(2)  # with one, ATen asks other things of the batch
+    if mode == "dynamic":
+        torch.set_num_threads(2)  # with one, ATen asks whether the batch is below 16
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
     (case,) = (case for case in matching(name) if case.name == name)
@@ -174,7 +175,7 @@ class _Work:
         self, model: nn.Module, plain: Path, plain_error: str | None, args: Any, kwargs: Any,
         failure: str,
     ) -> None:  # fmt: skip
-        """A refusal is one only where plain export does not work either, and in a clear sentence."""
+        """A refusal is a clear sentence where plain export gives no right file either."""
         if self.mode == "dynamic":
             self.stage("export plainly")
             plain_error = self.export_plainly(model, plain, args, kwargs)
