@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from passfx.report.console import format_count
+from tests.benchmarks.zoo.cases import all_cases
 
 Record = dict[str, Any]
 
 HEAD = (
     *("model", "batch", "outcome", "shortcuts", "operators", "MACs", "norms left", "nodes"),
     *("plain", "onnxsim", "onnxslim", "dynamic / static", "error, batch 1", "batch 3"),
-    *("seconds", "plain", "remarks"),
+    *("processor seconds", "plain", "remarks"),
 )
 COSTS = 1.05  # nodes of a file with a dynamic batch, over those of the static one
 
@@ -26,9 +27,9 @@ def markdown(records: Sequence[Record]) -> str:
 
 def _row(record: Record, static: dict[str, int]) -> tuple[str, ...]:
     found = Counter(record.get("shortcuts", {}))
-    nodes, seconds = record.get("nodes", {}), record.get("seconds", {})
+    nodes, seconds = record.get("nodes", {}), record.get("cpu_seconds", {})
     ours, base = nodes.get("passfx"), static.get(record["name"])
-    errors = record.get("errors", {}) if record["outcome"] != "refused" else {}
+    errors = record.get("errors", {}) if "passfx" in nodes else {}
     is_dynamic = record["mode"] == "dynamic"
     return (
         record["name"],
@@ -104,18 +105,18 @@ def summary(records: Sequence[Record]) -> str:
     compared = sum(best_peer(item) is not None and "passfx" in item["nodes"] for item in records)
     done = [item for item in records if item["outcome"] == "right"]
     ratios = sorted(
-        item["seconds"]["passfx"] / item["seconds"]["plain"]
+        item["cpu_seconds"]["passfx"] / item["cpu_seconds"]["plain"]
         for item in done
-        if {"passfx", "plain"} <= item["seconds"].keys()
+        if {"passfx", "plain"} <= item.get("cpu_seconds", {}).keys()
     )
     lines = (
-        f"Tried: {_by_package(records)}; each with random norms, biases and layer scales.",
+        f"Models tried: {_by_package(records)}; each with random norms, biases and layer scales.",
         "Outcomes: " + "; ".join(_outcomes(records, mode) for mode in ("static", "dynamic")) + ".",
         f"Batch norms left: {len(norms)} files{_names(item['name'] for item in norms)}.",
         f"Nodes: more than the best of onnxsim and onnxslim in {len(larger)} of {compared} files"
         f"{_names(larger)}; a dynamic batch costs more than 5 % in {len(costly)} of {len(pairs)}"
         f"{_names(costly)}.",
-        "Time, proofs included, over plain export: "
+        "Processor time, proofs included, over plain export: "
         + (
             f"median {ratios[len(ratios) // 2]:.1f}, at most {ratios[-1]:.1f}, {len(ratios)} files."
             if ratios
@@ -145,9 +146,12 @@ def _nodes_of(records: Sequence[Record], mode: str) -> dict[str, int]:
 
 
 def _by_package(records: Sequence[Record]) -> str:
-    names = {item["name"] for item in records}
-    found = Counter(name.partition(":")[0] for name in names)
-    return ", ".join(f"{count} of {package}" for package, count in found.most_common())
+    tried, there = (
+        Counter(name.partition(":")[0] for name in names)
+        for names in ({item["name"] for item in records}, [case.name for case in all_cases()])
+    )
+    said = (f"{count} of {there[name]} of {name}" for name, count in tried.most_common())
+    return ", ".join(said)
 
 
 def _outcomes(records: Sequence[Record], mode: str) -> str:
