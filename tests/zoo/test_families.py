@@ -1,33 +1,36 @@
 """One model of every timm family."""
 
-import re
+import json
 
 import pytest
 import torch
 
 import passfx
+from tests.benchmarks.zoo.cases import KNOWN
 from tests.models import randomized
 
 timm = pytest.importorskip("timm")
 
-_SMALL = ("test_", "pico", "femto", "atto", "nano", "tiny", "xxs", "xs", "mini", "small", "_s")
 _LARGE = 150_000_000
-
-
-def smallest_models() -> list[str]:
-    """One model of each of timm's families, the smallest as far as its name tells."""
-    families = (timm.list_models(module=module) for module in timm.list_modules())
-    return [min(names, key=_smallness) for names in families if names]
-
-
-def _smallness(name: str) -> tuple[bool, int, list[int], str]:
-    size = max(timm.get_pretrained_cfg(name).input_size[1:])
-    word = next((place for place, word in enumerate(_SMALL) if word in name), len(_SMALL))
-    return size > 288, word, [int(number) for number in re.findall(r"\d+", name)], name
+_KNOWN = json.loads(KNOWN.read_text())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", smallest_models())
+def test_the_zoo_knows_every_family() -> None:
+    families = {name for name in timm.list_modules() if timm.list_models(module=name)}
+    assert families <= {item["family"] for item in _KNOWN["timm"]}
+
+
+@pytest.mark.slow
+def test_the_zoo_knows_every_builder_of_torchvision() -> None:
+    models = pytest.importorskip("torchvision").models
+    modules = (models, models.segmentation, models.video, models.optical_flow)
+    builders = {name for module in modules for name in models.list_models(module)}
+    assert builders <= {item["model"] for item in _KNOWN["torchvision"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [item["model"] for item in _KNOWN["timm"]])
 def test_every_timm_family(name: str) -> None:
     model = randomized(timm.create_model(name))
     if sum(item.numel() for item in model.parameters()) > _LARGE:
