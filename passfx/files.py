@@ -31,6 +31,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """The same for a folder."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def check_writable(path: Path) -> None:
     """Refuse a place where no file can be written whole.
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 
 from passfx.errors import SourceError, first_line, quiet
-from passfx.files import is_file
+from passfx.files import is_file, is_folder
 
 SAVE_ADVICE = "save the weights with torch.save(model.state_dict(), ...)"
 _ARCHIVE = b"PK\3\4"  # how one begins
@@ -119,8 +119,7 @@ def archive_kind(path: Path) -> str | None:
 
 def _check(path: Path) -> None:
     if not is_file(path):
-        is_folder = path.is_dir()
-        problem = "is a folder; name the file in it" if is_folder else "does not exist"
+        problem = "is a folder; name the file in it" if is_folder(path) else "does not exist"
         raise SourceError(f"the weights file {path} {problem}")
     kind = archive_kind(path)
     if kind == "TorchScript":

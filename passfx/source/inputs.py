@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.export import Dim, ExportedProgram
@@ -112,9 +112,12 @@ def random_inputs(
     """Inputs of these shapes, by place and by name; the dtype is that of the model if not given.
 
     Raises:
-        SourceError: `forward` has not these inputs, or has others too.
+        SourceError: two have one name.
     """
-    _check_signature(model, shapes)
+    names = [item.name for item in shapes if item.name is not None]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise SourceError(f"--input-shape gives {repeated!r} twice")
     random = torch.Generator().manual_seed(seed)
     own = _floating(model)
     drawn = [(item.name, draw(item.sizes, item.dtype or own, random)) for item in shapes]
@@ -143,25 +146,19 @@ def _floating(model: torch.nn.Module | ExportedProgram) -> torch.dtype:
     return next(dtypes, torch.float32)
 
 
-def _check_signature(
-    model: torch.nn.Module | ExportedProgram, shapes: Sequence[InputShape]
-) -> None:
-    """Refuse inputs that `forward` does not take, before anything is drawn."""
-    if isinstance(model, ExportedProgram):
-        return
-    signature = inspect.signature(model.forward)
-    named = [item.name for item in shapes if item.name is not None]
-    repeated = next((name for name in named if named.count(name) > 1), None)
-    if repeated is not None:
-        raise SourceError(f"--input-shape gives {repeated!r} twice")
-    unnamed = [None for item in shapes if item.name is None]
+def bound_inputs(source: Source) -> dict[str, Any]:
+    """The inputs of a module by the parameters of `forward` that take them.
+
+    Raises:
+        SourceError: `forward` does not take these.
+    """
+    module = cast(torch.nn.Module, source.model)
+    signature = inspect.signature(module.forward)
     try:
-        signature.bind(*unnamed, **dict.fromkeys(named))
+        return signature.bind(*source.args, **source.kwargs).arguments
     except TypeError as error:
-        taken = ", ".join(map(str, signature.parameters.values())) or "nothing"
         raise SourceError(
-            f"--input-shape does not give what forward takes ({taken}): {error}; give one for each "
-            f"input, {SHAPE_FORM}"
+            f"{source.name} does not take these inputs: {error}; it takes {signature}"
         ) from error
 
 
@@ -171,13 +168,7 @@ def dynamic_shapes(source: Source, given: SourceSpec) -> dict[str, Any]:
         raise SourceError(
             f"{source.name} is an exported program, whose dynamic sizes were fixed when it was made"
         )
-    signature = inspect.signature(source.model.forward)
-    try:
-        inputs = signature.bind(*source.args, **source.kwargs).arguments
-    except TypeError as error:
-        raise SourceError(
-            f"{source.name} does not take these inputs: {error}; it takes {signature}"
-        ) from error
+    inputs = bound_inputs(source)
     axes = given.dynamic_axes or {}
     for name in axes:
         if name not in inputs:

@@ -15,6 +15,7 @@ from passfx.source.factory import factory_model, is_factory
 from passfx.source.inputs import (
     as_inputs,
     asked_shapes,
+    bound_inputs,
     drawing_notes,
     dynamic_shapes,
     parse_input_shape,
@@ -50,7 +51,7 @@ def load_source(spec: SourceSpec) -> Source:
         SourceError: any part of this fails; the message says which and what to do.
     """
     if not isinstance(spec.source, str):
-        if spec.arguments or spec.weights or spec.input_shapes:
+        if spec.arguments or spec.weights or spec.weights_key or spec.input_shapes:
             raise SourceError("arguments, weights and input_shapes are for a source, not a model")
         args, kwargs = _given(spec)
         source = Source(type(spec.source).__name__, spec.source, args, kwargs)
@@ -110,7 +111,10 @@ def _load(spec: SourceSpec, text: str) -> Source:
         notes = start_fresh(model, spec, given or random_inputs(model, shapes, spec.seed))
     if shapes:
         notes += drawing_notes(model, shapes)
-        return Source(text, model, *random_inputs(model, shapes, spec.seed), notes=notes)
+        source = Source(text, model, *random_inputs(model, shapes, spec.seed), notes=notes)
+        if not isinstance(model, ExportedProgram):
+            bound_inputs(source)
+        return source
     if isinstance(model, ExportedProgram):
         return Source(text, model)
     if given is None:

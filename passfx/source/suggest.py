@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from passfx.errors import SourceError
-from passfx.files import is_file
+from passfx.files import is_file, is_folder
 from passfx.source.checkpoint import archive_kind, modules_in, read_checkpoint
 from passfx.source.factory import allow_imports_from, factories, import_file, import_module
 from passfx.source.fit import parts
@@ -36,7 +36,7 @@ def no_source(text: str) -> SourceError:
         return _without_factory(place, factories(import_file(path)))
     if path.suffix in _WEIGHTS or is_file(path):
         return _file_of_weights(path)
-    if _is_folder(path):
+    if is_folder(path):
         files = sorted(item.name for item in path.glob("*.py"))
         holds = f"; it holds {some(files)}" if files else ""
         return SourceError(f"{path} is a folder: name a file in it, {path}/net.py:factory{holds}")
@@ -85,13 +85,6 @@ def _file_of_weights(path: Path) -> SourceError:
             f"timm:NAME, …), with --weights {path}"
         )
     return SourceError(f"{path} holds neither a model nor weights: give {FORMS}")
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a name that the system does not take
-        return False
 
 
 def _is_module(place: str) -> bool:

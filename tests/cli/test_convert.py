@@ -1,5 +1,6 @@
 """`passfx convert`: what it prints and writes, its exit codes, and every way to use it wrongly."""
 
+import argparse
 import json
 import re
 import subprocess
@@ -110,6 +111,41 @@ def test_ranges_of_sizes_and_guards(folder: Path, invoke: Invoke) -> None:
         assert f"Size         axis 1 of x must be at least 5, {origin}" in result.stdout
     for wrong in ("x:1=9:3", "x:1=a:3", "x:1=3"):
         assert invoke(*command, "--dynamic", wrong).exit_code == 2
+
+
+def test_checkpoint_and_dtypes_of_inputs(folder: Path, invoke: Invoke) -> None:
+    (folder / "words.py").write_text(
+        "import torch\n\n"
+        "class Words(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.table = torch.nn.Embedding(2, 4)\n\n"
+        "    def forward(self, ids, mask):\n"
+        "        return self.table(ids) * mask[..., None]\n"
+    )
+    state = {"module.table.weight": torch.randn(2, 4)}
+    average = {"state_dict": {"table.weight": torch.ones(2, 4)}}
+    options = argparse.Namespace(lr=0.1)
+    torch.save({"model": state, "ema": average, "args": options}, folder / "w.ckpt")
+    command = ("convert", "words.py:Words", "-o", "out/net.onnx", "--weights", "w.ckpt",
+               "--input-shape", "ids:2x5:int64", "--input-shape", "mask:2x5:bool")  # fmt: skip
+    result = invoke(*command)
+    assert result.exit_code == 0, result.stderr
+    assert (
+        "Note         weights from w.ckpt: 'model' without the prefix 'module.'; 'ema.state_dict' "
+        "would fit too (--weights-key)\n"
+        "Note         integers of ids are drawn from 0 and 1; example_inputs() may give others\n"
+    ) in result.stdout
+    result = invoke(*command, "--weights-key", "ema.state_dict", "--json", "-", "-q")
+    report = json.loads(result.stdout)
+    assert [item["dtype"] for item in report["inputs"]] == ["int64", "bool"]
+    assert report["notes"][0] == "weights from w.ckpt: 'ema.state_dict'"
+    torch.save({"table.weights": torch.ones(2, 4), "table.weight": state["module.table.weight"]},
+               folder / "w.ckpt")  # fmt: skip
+    assert invoke(*command).exit_code == 2
+    result = invoke(*command, "--no-strict")
+    assert result.exit_code == 0, result.stderr
+    assert "Note         w.ckpt has table.weights besides: left out\n" in result.stdout
 
 
 def test_seed_decides_the_weights(folder: Path, invoke: Invoke) -> None:
@@ -228,8 +264,7 @@ WRONG = {
     ),
     "unknown source": (
         ["resnet18", "-o", "out/net.onnx"],
-        r"'resnet18' is not a source: give file\.py:factory, package\.module:factory, timm:NAME, "
-        r"torchvision:NAME or file\.pt2",
+        r"'resnet18' is not a source; did you mean timm:resnet18 or torchvision:resnet18\?",
     ),
     "no such file": (["gone.py:build", "-o", "out/net.onnx"], "the file gone.py does not exist"),
     "no such factory": (
@@ -259,7 +294,7 @@ WRONG = {
     ),
     "input shape that is none": (
         [SOURCE, "-o", "out/net.onnx", "--input-shape", "1x5x"],
-        r"the input shape '1x5x' is not of the form \[NAME:\]1x3x224x224",
+        r"the input shape '1x5x' is not of the form \[NAME:\]1x3x224x224\[:int64\]",
     ),
     "input that does not exist": (
         [SOURCE, "-o", "out/net.onnx", "--input-shape", "z:1x3x6x6", "--dynamic-batch"],
@@ -272,9 +307,30 @@ WRONG = {
     ),
     "weights that do not fit": (
         [SOURCE, "-o", "out/net.onnx", "--weights", "other.pt"],
-        r"other\.pt does not fit Net: missing: norm\.weight, norm\.bias, norm\.running_mean, "
-        r"norm\.running_var, norm\.num_batches_tracked; unexpected: extra; "
-        r"of another shape: conv\.weight \(9, 3, 3, 3\) instead of \(4, 3, 3, 3\)",
+        r"other\.pt does not fit Net: missing: norm\.weight \(nearest: extra\), .* and 1 more; "
+        r"unexpected: extra \(nearest: norm\.bias, norm\.running_var, norm\.running_mean\); "
+        r"of another shape or dtype: conv\.weight \(9, 3, 3, 3\) instead of \(4, 3, 3, 3\); "
+        r"build the model with the arguments that it was trained with \(--arg\)",
+    ),
+    "key of no weights": (
+        [SOURCE, "-o", "out/net.onnx", "--weights-key", "ema"],
+        r"--weights-key \(weights_key\) is for a file that --weights names",
+    ),
+    "file without a factory": (
+        ["net.py", "-o", "out/net.onnx"],
+        r"net\.py alone is not a source: name a factory in it, net\.py:Net, net\.py:Branches, .*",
+    ),
+    "ONNX file as a source": (
+        ["other.onnx", "-o", "out/net.onnx"],
+        r"other\.onnx is an ONNX file, which is not a source: give the model that it was made .*",
+    ),
+    "input of another dtype": (
+        [SOURCE, "-o", "out/net.onnx", "--input-shape", "x:1x3x6x6:int64"],
+        r"Net itself fails on inputs of int64 1x3x6x6 at .*; it takes x in float32, not int64: .*",
+    ),
+    "dtype that does not exist": (
+        [SOURCE, "-o", "out/net.onnx", "--input-shape", "x:1x3x6x6:int46"],
+        r"the input shape 'x:1x3x6x6:int46' is not of the form .*; did you mean int64\?",
     ),
     "output folder that does not exist": (
         [SOURCE, "-o", "gone/net.onnx"],

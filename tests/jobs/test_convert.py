@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -250,9 +251,38 @@ def test_factory_arguments_weights_and_shapes(tmp_path: Path, line: str) -> None
         torch.testing.assert_close(torch.from_numpy(result), trained(x))
 
 
+def test_part_of_a_checkpoint(tmp_path: Path, line: str) -> None:
+    last, average = nn.Linear(3, 4), nn.Linear(3, 4)
+    parts = {"model": last.state_dict(), "ema": {"module": average.state_dict()}}
+    torch.save({**parts, "partial": {"weight": last.weight}}, tmp_path / "w.pth")
+    for options, expected in (
+        ({}, last.bias),
+        ({"weights_key": "ema"}, average.bias),
+        ({"weights_key": "partial", "strict": False}, None),
+    ):
+        report = passfx.convert(
+            *(line, tmp_path / "a.onnx"),
+            **{"arguments": {"width": 4}, "weights": tmp_path / "w.pth", "input_shapes": ["5x3"]},
+            **options,
+        )
+        assert report.notes[0].startswith(f"weights from {tmp_path / 'w.pth'}: ")
+        held = [onnx.numpy_helper.to_array(item) for item in
+                onnx.load(tmp_path / "a.onnx").graph.initializer]  # fmt: skip
+        biases = [item for item in held if item.shape == (4,)]
+        if expected is not None:
+            assert any(np.array_equal(item, expected.detach().numpy()) for item in biases)
+        else:
+            assert "lacks bias" in report.notes[1]
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"weights": "w.pt"}, {"arguments": {"width": 3}}, {"input_shapes": ["1x3x5x5"]}],
+    [
+        {"weights": "w.pt"},
+        {"weights_key": "ema"},
+        {"arguments": {"width": 3}},
+        {"input_shapes": ["1x3x5x5"]},
+    ],
 )
 def test_a_model_takes_nothing_of_a_source(
     tmp_path: Path, small: nn.Module, inputs: tuple[Tensor, Tensor], options: Any
