@@ -30,7 +30,7 @@ RTOL = option("--rtol", type=click.FloatRange(min=0), help="Relative error toler
 NONFINITE = option("--allow-nonfinite", is_flag=True,
     help="Accept NaN and infinite weights and results, of which nothing is proven.")  # fmt: skip
 WEIGHTS = option("--weights", type=FILE, metavar="FILE",
-    help="State dict to load: .safetensors, or .pt/.pth.")  # fmt: skip
+    help="State dict to load: .safetensors, or .pt/.pth; none: as a zoo starts it.")  # fmt: skip
 ARGUMENTS = option("--arg", "arguments", multiple=True, metavar="KEY=VALUE",
     help="Argument of the factory; repeatable.")  # fmt: skip
 TRUST = option("--trust-pickle", is_flag=True,

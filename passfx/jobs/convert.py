@@ -56,7 +56,9 @@ def convert(
             "torchvision:NAME", "file.pt2"), or a model, whose inputs are then `args` and `kwargs`.
         path: the file to write.
         arguments, weights, input_shapes: for a source: the factory's arguments, a state dict to
-            load (.safetensors, or .pt/.pth), and "[NAME:]1x3x224x224" for each random input.
+            load (.safetensors, or .pt/.pth; "none" for the start that timm or torchvision gives,
+            where norms, biases and layer scales would be random, as after training), and
+            "[NAME:]1x3x224x224" for each random input.
         dynamic_batch: the first axis of every input may vary.
         dynamic_axes: the axes of each input (a parameter of `forward`) that may vary; a mapping
             says from where to where each of them does: {"x": {2: (8, 100), 3: (8, None)}}.
