@@ -30,7 +30,8 @@ RTOL = option("--rtol", type=click.FloatRange(min=0), help="Relative error toler
 NONFINITE = option("--allow-nonfinite", is_flag=True,
     help="Accept NaN and infinite weights and results, of which nothing is proven.")  # fmt: skip
 WEIGHTS = option("--weights", type=FILE, metavar="FILE",
-    help="Weights to load: .safetensors, or what torch.save wrote (.pt, .pth, .ckpt).")  # fmt: skip
+    help="Weights to load: .safetensors, or what torch.save wrote (.pt, .pth, .ckpt); none: as a "
+    "zoo starts it.")  # fmt: skip
 WEIGHTS_KEY = option("--weights-key", metavar="KEY",
     help="Part of it to take: ema, or ema.state_dict.  [default: one that fits]")  # fmt: skip
 STRICT = option("--strict/--no-strict", default=True,

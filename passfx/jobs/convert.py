@@ -58,8 +58,9 @@ def convert(
             "torchvision:NAME", "file.pt2"), or a model, whose inputs are then `args` and `kwargs`.
         path: the file to write.
         arguments, weights, input_shapes: for a source: the factory's arguments, the weights to
-            load (.safetensors, or what `torch.save` wrote), and "[NAME:]1x3x224x224[:int64]" for
-            each random input.
+            load (.safetensors, or what `torch.save` wrote; "none" for the start that timm or
+            torchvision gives, where norms, biases and layer scales would be random, as after
+            training), and "[NAME:]1x3x224x224[:int64]" for each random input.
         weights_key: which part of the file of weights to take, with dots between mappings
             ("ema.state_dict"); by default one that fits the model, and a note says which.
         strict: refuse weights that lack a key of the model, or have another one besides.
