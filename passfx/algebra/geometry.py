@@ -184,6 +184,8 @@ class Geometry:
 
     def fitted(self, sizes: Sizes) -> "Geometry":
         """The same for inputs of these spatial sizes, with no more cropped than that takes."""
+        if self.transposed:
+            return self
         pairs = zip(self.axes, sizes, strict=True)
         return replace(self, axes=tuple(axis.fitted(size) for axis, size in pairs))
 

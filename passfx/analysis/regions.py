@@ -3,10 +3,11 @@
 Every affine node gets candidates: its value as one affine form of an earlier node, its source,
 with the span of nodes that the form replaces. A candidate is made from those of the node's inputs,
 by composition, or by adding or stacking forms of one source, wherever that is exact; so a branch
-that is dear by itself stays in play until a sum makes it free. A candidate can replace its span if
-no inner value is read outside it, or if whatever reads that value can do without it as well. From
-the inputs on, each node keeps the cheapest way to come into being; from the results back, the ways
-that are needed are the cover.
+that is dear by itself stays in play until a sum makes it free. Of a scale and shift before a border
+of zeros the scale alone is composed, and the shift is added to the source. A candidate can replace
+its span if no inner value is read outside it, or if whatever reads that value can do without it as
+well. From the inputs on, each node keeps the cheapest way to come into being; from the results
+back, the ways that are needed are the cover.
 
 A node keeps at most `_LIMIT` candidates, one a source, of spans of at most `_SPAN` nodes, and knows
 at most twice as many values that its way shares with others, so the work is O(nodes · _LIMIT) shape

@@ -30,7 +30,10 @@ class Collapse(Pass):
     hand and predicted to be faster on the target: conv + norm, RepVGG and MobileOne branches, skip
     paths, LayerScale, pad + conv. A norm that several layers read goes into all of them, if each
     can take it. A composition that costs more than its parts, such as depthwise then pointwise, is
-    left apart.
+    left apart. What a region crops is a slice before it, never taps that multiply zeros. A scale
+    lets the zeros of a border through, so before a padded layer only its shift stays:
+
+        scale·x + shift = scale·(x + shift/scale)
 
     Kept, or refused:
     1. a value that is read outside its region, or is an output of the model, stays;
@@ -39,7 +42,8 @@ class Collapse(Pass):
     4. a collapse that is predicted to be slower, with the figures;
     5. norms on the statistics of the batch, pools that count no padding or round sizes up,
        constants of another dtype, and weights that are computed in the graph are not affine;
-    6. a transposed convolution composes with maps of its channels alone.
+    6. a transposed convolution composes with maps of its channels alone;
+    7. what only moves, scales or negates becomes no layer.
     """
 
     name = "collapse"

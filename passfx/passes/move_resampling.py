@@ -241,8 +241,9 @@ def _emit_layer(editor: Editor, found: Exchange, source: Node) -> Node:
     bias = None if found.shift else layer.bias
     if found.padding:
         packet: Any = CONVS[len(found.padding) - 1]  # the overload that takes numbers
-        given = bound | {"input": source, "padding": [*found.padding]}
-        return editor.call(packet.default, *given.values())
+        grouped = (bound["dilation"], layer.groups) if layer.groups > 1 else ()
+        options = bound["stride"], [*found.padding], *grouped
+        return editor.call(packet.default, source, bound["weight"], bias, *options)
     if not found.is_flat:
         return editor.again(layer.conv, {layer.source: source, bound["bias"]: bias})
     exact, name = layer.weight, str(bound["weight"].target)
@@ -252,6 +253,6 @@ def _emit_layer(editor: Editor, found: Exchange, source: Node) -> Node:
 
 def _emit_unpadded(editor: Editor, pool: Resampling, source: Node) -> Node:
     """The pool of what has its padding already."""
-    given = arguments(pool.node) | {"self": source}
-    given["padding"] = [0] * len(given["padding"])
-    return editor.call(cast(OpOverload, pool.node.target), *given.values())
+    bound = arguments(pool.node)
+    packet = cast(OpOverload, pool.node.target)
+    return editor.call(packet, source, bound["kernel_size"], bound["stride"])

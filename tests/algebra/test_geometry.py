@@ -93,3 +93,25 @@ def test_shapes_and_costs() -> None:
     assert both.macs([7, 5]) == 6 * (3 * 5) * 2 * 4
     assert first.plus(Geometry(4, 8, (Axis(), Axis()), 2)).groups == 2
     assert first.beside(first) == Geometry(4, 16, (PLAIN, Axis()))
+
+
+@pytest.mark.parametrize("size", range(5, 12))
+@pytest.mark.parametrize("axis", [Axis(1, 3, 0, -2), Axis(2, 2, -1, -3), Axis(1, 1, 0, -1)])
+def test_no_more_is_cropped_than_the_sizes_take(axis: Axis, size: int) -> None:
+    fitted = axis.fitted(size)
+    assert fitted.output_size(size) == axis.output_size(size)
+    assert axis.high <= fitted.high <= 0
+    assert (
+        fitted.high == 0
+        or fitted.stride == 1
+        or Axis.output_size(Axis(axis.taps, axis.stride, axis.low, fitted.high + 1), size)
+        > axis.output_size(size)
+    )
+    assert axis.fitted(None) == axis
+
+
+def test_a_crop_counts_as_one_slice_an_axis() -> None:
+    shape = conv(Axis(3, 1, -1, 2), Axis(1, 1, 1, 1))
+    assert shape.crops == 1
+    assert shape.uncut == conv(Axis(3, 1, 0, 2), Axis(1, 1, 1, 1))
+    assert shape.uncut.crops == 0

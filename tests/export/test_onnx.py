@@ -71,6 +71,15 @@ def names(values: Any) -> list[str]:
     return [item.name for item in values]
 
 
+def test_parts_of_an_axis_are_a_gather_each(tmp_path: Path) -> None:
+    def heads(m: nn.Module, x: Tensor) -> Tensor:
+        query, _, value = x.unbind(-2)
+        return query * value.unbind()[0] - value
+
+    model = converted(tmp_path, Function(heads), image(2, 4, 3, 5))
+    assert [node.op_type for node in model.graph.node] == ["Gather"] * 3 + ["Mul", "Sub"]
+
+
 class EveryOpset(nn.Module):
     """Operators whose definition changed between opsets 18 and 22."""
 

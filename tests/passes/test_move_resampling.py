@@ -136,7 +136,7 @@ class Branch(nn.Module):
 
 @pytest.mark.parametrize("counts", [True, False])
 def test_the_pool_branch_of_inception_pools_last(counts: bool) -> None:
-    x = randn(1, 192, 9, 10)
+    x = randn(1, 192, 33, 35)
     model = randomize(Branch(True, counts).double())
     graph, editor = apply(MoveResampling(), model, x)
     assert_same_structure(graph, Branch(False, counts).double(), x)
