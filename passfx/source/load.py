@@ -1,10 +1,11 @@
 """A source or a model, as the user names it, with example inputs."""
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.export import ExportedProgram
@@ -12,7 +13,13 @@ from torch.export import ExportedProgram
 from passfx.errors import SourceError
 from passfx.source.call import call
 from passfx.source.factory import factory_model
-from passfx.source.inputs import as_inputs, dynamic_shapes, parse_input_shape, random_inputs
+from passfx.source.inputs import (
+    as_inputs,
+    dynamic_shapes,
+    given_inputs,
+    parse_input_shape,
+    random_inputs,
+)
 from passfx.source.program import load_program
 from passfx.source.spec import Arguments, Loaded, Source, SourceSpec
 from passfx.source.timm import timm_model
@@ -30,8 +37,9 @@ _FORMS: tuple[tuple[Callable[[str], bool], Callable[[str, Arguments], Loaded]], 
 def load_source(spec: SourceSpec) -> Source:
     """The model that a user names, and example inputs for it.
 
-    Random weights and inputs are drawn from `spec.seed`. Inputs are those of `spec.input_shapes`,
-    else the file's `example_inputs()`, else of the size that timm or torchvision declares.
+    Random weights and inputs are drawn from `spec.seed`. Inputs are those given, else those of
+    `spec.input_shapes`, else the file's `example_inputs()`, else of the size that timm or
+    torchvision declares.
 
     Raises:
         SourceError: any part of this fails; the message says which and what to do.
@@ -39,10 +47,10 @@ def load_source(spec: SourceSpec) -> Source:
     if not isinstance(spec.source, str):
         if spec.arguments or spec.weights or spec.input_shapes:
             raise SourceError("arguments, weights and input_shapes are for a source, not a model")
-        args, kwargs = _given(spec)
-        source = Source(type(spec.source).__name__, spec.source, args, kwargs)
-    elif spec.args or spec.kwargs:
-        raise SourceError(f"args and kwargs are for a model; {spec.source} takes input_shapes")
+        model = _unwrapped(_checked(spec.source))
+        source = Source(type(model).__name__, model, *given_inputs(model, spec.args, spec.kwargs))
+    elif spec.gives_inputs and spec.input_shapes:
+        raise SourceError("input_shapes stands instead of args and kwargs")
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.seed)
@@ -54,21 +62,34 @@ def load_source(spec: SourceSpec) -> Source:
     return replace(source, dynamic_shapes=dynamic_shapes(source, spec))
 
 
-def _given(spec: SourceSpec) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The inputs of a model that was given itself."""
-    if not isinstance(spec.source, torch.nn.Module | ExportedProgram):
-        given: Any = spec.source
-        is_class = isinstance(given, type)
-        what = f"the class {given.__name__}" if is_class else f"{type(given).__name__}"
-        raise SourceError(
-            f"{what} is no model: give an instance of torch.nn.Module, an ExportedProgram, or a "
-            "source as text"
-        )
-    if isinstance(spec.args, str) or not isinstance(spec.args, Sequence | None):
-        raise SourceError(f"args is a tuple of inputs, not {type(spec.args).__name__}")
-    if not isinstance(spec.kwargs, Mapping | None):
-        raise SourceError(f"kwargs is a dict of inputs, not {type(spec.kwargs).__name__}")
-    return tuple(spec.args or ()), dict(spec.kwargs or {})
+def _checked(given: Any) -> torch.nn.Module | ExportedProgram:
+    """A model that was given itself, if it is one."""
+    if isinstance(given, torch.nn.Module | ExportedProgram):
+        return given
+    what = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+    advice = (
+        "give an instance of torch.nn.Module, an ExportedProgram, or a source as text "
+        "(timm:resnet18)"
+    )
+    if isinstance(given, torch.jit.ScriptFunction):
+        advice = "give a torch.nn.Module that calls the function from which it was scripted"
+    elif isinstance(given, Mapping):
+        advice = "load it into one (load_state_dict), or give --weights beside a source"
+    elif callable(given) and not isinstance(given, type):
+        advice = "give an instance of torch.nn.Module whose forward() calls it"
+    raise SourceError(f"{what} is no model: {advice}")
+
+
+def _unwrapped(model: Any) -> torch.nn.Module | ExportedProgram:
+    """The module inside of what runs it compiled, or on several devices, and changes no result."""
+    parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+    dynamo: Any = sys.modules.get("torch._dynamo")  # imported by whoever compiled a module
+    compiled = () if dynamo is None else (dynamo.OptimizedModule,)
+    while isinstance(model, (*parallel, *compiled)):
+        if model._forward_hooks or model._forward_pre_hooks:
+            break  # which may change them
+        model = model.module if isinstance(model, parallel) else model._orig_mod
+    return cast(torch.nn.Module | ExportedProgram, model)
 
 
 def _load(spec: SourceSpec, text: str) -> Source:
@@ -81,6 +102,8 @@ def _load(spec: SourceSpec, text: str) -> Source:
         raise SourceError(f"{text} is a finished program: it takes no --arg and no --weights")
     if spec.weights is not None:
         load_weights(model, Path(spec.weights))
+    if spec.gives_inputs:
+        return Source(text, model, *given_inputs(model, spec.args, spec.kwargs))
     if shapes:
         return Source(text, model, *random_inputs(model, shapes, spec.seed))
     if isinstance(model, ExportedProgram):

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.export import ExportedProgram
     from torch.nn import Module
+
+    Given = Sequence[Any] | Mapping[str, Any] | Tensor  # positional inputs, by name, a lone one
 
 # What a form's file gives: a model, and the inputs that are declared beside it, if there are any,
 # as a value or a function.
@@ -35,7 +38,7 @@ class SourceSpec:
     """A source or a model, and its inputs; `passfx.convert` says what each field means."""
 
     source: "str | Module | ExportedProgram"
-    args: Sequence[Any] = ()
+    args: "Given" = ()
     kwargs: Mapping[str, Any] | None = None
     arguments: Mapping[str, Any] | None = None
     weights: str | PathLike[str] | None = None
@@ -45,6 +48,12 @@ class SourceSpec:
     dynamic_shapes: Any = None
     seed: int = 0
     trust_pickle: bool = False
+
+    @property
+    def gives_inputs(self) -> bool:
+        """Whether there are inputs among it, not shapes or none."""
+        is_empty = self.args is None or (isinstance(self.args, Sequence) and not self.args)
+        return not is_empty or bool(self.kwargs)
 
     def files(self) -> dict[str, Path | None]:
         """The files that are read, by what a sentence calls them."""
