@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -80,16 +80,20 @@ def _checked(given: Any) -> torch.nn.Module | ExportedProgram:
     raise SourceError(f"{what} is no model: {advice}")
 
 
-def _unwrapped(model: Any) -> torch.nn.Module | ExportedProgram:
+def _unwrapped(model: Any) -> Any:
     """The module inside of what runs it compiled, or on several devices, and changes no result."""
-    parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+    inner = _wrapped(model)
+    if inner is None or model._forward_hooks or model._forward_pre_hooks:  # hooks may change it
+        return model
+    return _unwrapped(inner)
+
+
+def _wrapped(model: Any) -> Any:
+    if isinstance(model, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+        return model.module
     dynamo: Any = sys.modules.get("torch._dynamo")  # imported by whoever compiled a module
-    compiled = () if dynamo is None else (dynamo.OptimizedModule,)
-    while isinstance(model, (*parallel, *compiled)):
-        if model._forward_hooks or model._forward_pre_hooks:
-            break  # which may change them
-        model = model.module if isinstance(model, parallel) else model._orig_mod
-    return cast(torch.nn.Module | ExportedProgram, model)
+    is_compiled = dynamo is not None and isinstance(model, dynamo.OptimizedModule)
+    return model._orig_mod if is_compiled else None
 
 
 def _load(spec: SourceSpec, text: str) -> Source:
