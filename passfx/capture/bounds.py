@@ -211,7 +211,7 @@ class Bounds:
         places = {
             symbol: self._names[name]
             for symbol, sources in self.environment.var_to_sources.items()
-            for name in map(_source_name, sources)
+            for name in map(source_name, sources)
             if name in self._names
         }
         for guard in self.environment.guards:
@@ -315,7 +315,8 @@ def _source_names(
     return names
 
 
-def _source_name(source: Any) -> str:
+def source_name(source: Any) -> str:
+    """What the tracer calls a size: "L['x'].size()[0]"."""
     name = source.name if isinstance(source.name, str) else source.name()  # torch 2.11
     return ast.unparse(ast.parse(name))
 

@@ -33,7 +33,7 @@ def check_capturable(
         if isinstance(model, torch.jit.ScriptModule) or any(scripted):
             raise CaptureError(
                 f"{name} is TorchScript or holds some, which torch.export does not capture; give "
-                "the module that was scripted or traced"
+                "the module that was scripted or traced, or what torch.export makes of it"
             )
     for what, item in (*_own_tensors(model), *_given(inputs)):
         if problem := _problem(item):
@@ -64,6 +64,11 @@ def _given(inputs: Inputs) -> Iterator[tuple[str, torch.Tensor]]:
         for path, item in leaves:
             if isinstance(item, torch.Tensor):
                 yield f"the input {pytree.keystr(path)}", item
+            elif type(item).__module__ == "numpy":
+                raise CaptureError(
+                    f"the input {pytree.keystr(path)} is a numpy.{type(item).__name__}; give "
+                    "torch.as_tensor of it"
+                )
             elif dataclasses.is_dataclass(item) and not isinstance(item, type):
                 kind = type(item).__name__
                 raise CaptureError(
@@ -84,7 +89,10 @@ def _problem(item: torch.Tensor) -> str | None:
         layout = str(item.layout).removeprefix("torch.")
         return f"is sparse ({layout}), which ONNX does not have; give it as item.to_dense()"
     if item.is_meta:
-        return "is on the meta device and has no values; give it some (to_empty, load_state_dict)"
+        return (
+            "is on the meta device and has no values; make it on the CPU, or give a module some "
+            "with to_empty(device='cpu') and load_state_dict"
+        )
     return None
 
 

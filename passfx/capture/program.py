@@ -15,14 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO, cast
 
 import torch
+from torch._guards import detect_fake_mode
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from passfx.capture.aliases import program_aliases
-from passfx.capture.calls import check_call, explain, refuse_memory
+from passfx.capture.calls import refuse_memory
 from passfx.capture.check import check_capturable, program_inputs
 from passfx.capture.dynamic import Dims, Inputs, dim_names, widen_dynamic
+from passfx.capture.explain import Constants, check_call, explain, note_constants
 from passfx.capture.functional import (
     find_dead_code,
     functionalize,
@@ -185,10 +187,16 @@ def _export(
     registered = dict(hooks)
     changed: list[str] = []
     nested: list[pytree.TreeSpec] = []
+    constants: Constants = {}
 
-    def observe(*called: Any) -> tuple[Any, ...] | None:
+    def prepare(_: Any, args: Any, kwargs: Any) -> None:
+        mode = detect_fake_mode((args, kwargs))
+        if mode is not None and mode.shape_env is not None:
+            note_constants(mode.shape_env, constants)
+
+    def observe(_: Any, args: Any, result: Any) -> tuple[Any, ...] | None:
         changed.extend(state.changed())
-        leaves, spec = take_apart(called[-1])
+        leaves, spec = take_apart(result)
         if not is_foreign(spec):
             return None
         nested.append(spec)
@@ -197,6 +205,7 @@ def _export(
     try:
         with _mute(), evaluating(model) as state:
             # The tracer puts back a part of it by itself, so that it is seen from inside alone.
+            model.register_forward_pre_hook(prepare, with_kwargs=True)
             model.register_forward_hook(observe)
             program = torch.export.export(model, *inputs, dynamic_shapes=dynamic_shapes)
             changed += state.written()
@@ -206,7 +215,7 @@ def _export(
         hooks.update(registered)
         own = isinstance(error, CaptureError)
         reason = f"{type(model).__name__} cannot be captured: {error}" if own else None
-        raise CaptureError(reason or explain(error, model, inputs)) from error
+        raise CaptureError(reason or explain(error, model, inputs, constants)) from error
 
 
 @dataclass(frozen=True)

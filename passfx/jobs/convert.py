@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.export import ExportedProgram
@@ -16,11 +16,14 @@ from passfx.report.model import Report
 from passfx.source.spec import Axes, SourceSpec
 from passfx.target import CPU, find_target
 
+if TYPE_CHECKING:
+    from passfx.source.spec import Given
+
 
 def convert(
     source: str | torch.nn.Module | ExportedProgram,
     path: str | PathLike[str],
-    args: Sequence[Any] = (),
+    args: "Given" = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     arguments: Mapping[str, Any] | None = None,
@@ -55,7 +58,9 @@ def convert(
 
     Args:
         source: a source ("timm:resnet18", "file.py:factory", "package.module:factory",
-            "torchvision:NAME", "file.pt2"), or a model, whose inputs are then `args` and `kwargs`.
+            "torchvision:NAME", "file.pt2"), or a model.
+        args, kwargs: the inputs of a model, as in `passfx.optimize`; of a source, instead of its
+            own.
         path: the file to write.
         arguments, weights, input_shapes: for a source: the factory's arguments, the weights to
             load (.safetensors, or what `torch.save` wrote; "none" for the start that timm or

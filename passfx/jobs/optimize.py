@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.export import ExportedProgram
@@ -29,6 +29,9 @@ from passfx.source.spec import SourceSpec
 from passfx.target import CPU, Target, find_target
 from passfx.verify.finite import check_weights
 from passfx.verify.parity import parity
+
+if TYPE_CHECKING:
+    from passfx.source.spec import Given
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,8 @@ class Optimized:
 
 
 def optimize(
-    model: torch.nn.Module | ExportedProgram,
-    args: Sequence[Any] = (),
+    model: torch.nn.Module | ExportedProgram | str,
+    args: "Given" = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
@@ -155,8 +158,11 @@ def optimize(
 
     Args:
         model: a module (in any mode; it is captured in eval mode and left as it was), a
-            symbolically traced `GraphModule`, or an `ExportedProgram`.
-        args, kwargs, dynamic_shapes: as `torch.export.export` takes them.
+            symbolically traced `GraphModule`, an `ExportedProgram`, or a source as text
+            ("timm:resnet18", "file.py:factory", …), which brings its own inputs. DataParallel,
+            DistributedDataParallel and `torch.compile` stand for the module in them.
+        args, kwargs, dynamic_shapes: as `torch.export.export` takes them; besides, `args` may be
+            a lone tensor, or a dict of inputs by their names.
         target: what the model is for, "cpu" or "cuda".
         skip, only: names of passes to leave out, or to run alone.
         verify: prove each rewrite in float64, and the whole result at the end.
@@ -168,7 +174,8 @@ def optimize(
             and after and a script that shows the failure.
 
     Raises:
-        SourceError: an unknown target or pass, or `save_repro` cannot be a folder.
+        SourceError: no model or no inputs, an unknown target or pass, or `save_repro` cannot be a
+            folder.
         CaptureError: the model cannot be captured.
         VerificationError: the result disagrees with the model, or nothing can be proven because
             weights or results are not finite.
@@ -241,8 +248,8 @@ def rewritten(found: Optimized, plan: Plan, progress: Progress = silent) -> Opti
 
 
 def find_shortcuts(
-    model: torch.nn.Module | ExportedProgram,
-    args: Sequence[Any] = (),
+    model: torch.nn.Module | ExportedProgram | str,
+    args: "Given" = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
@@ -252,6 +259,7 @@ def find_shortcuts(
     Takes what `passfx.optimize` takes.
 
     Raises:
+        SourceError: no model or no inputs.
         CaptureError: the model cannot be captured.
     """
     return capture_source(SourceSpec(model, args, kwargs, dynamic_shapes=dynamic_shapes)).shortcuts
@@ -267,7 +275,7 @@ class PassTransformer:
     """
 
     module: GraphModule
-    args: Sequence[Any] = ()
+    args: "Given" = ()
     kwargs: Mapping[str, Any] | None = None
     share_weights: bool = False
 

@@ -106,6 +106,44 @@ def draw(sizes: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -
     return torch.randint(0, high, tuple(sizes), generator=generator).to(dtype)
 
 
+def given_inputs(
+    model: torch.nn.Module | ExportedProgram, args: Any, kwargs: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs as they are given to Python functions: a sequence, a lone tensor, or a dict.
+
+    A dict is the keyword inputs where all of its keys are names that `model` takes, else one input.
+
+    Raises:
+        SourceError: it is none of them, or holds shapes instead of tensors.
+    """
+    if not isinstance(kwargs, Mapping | None):
+        raise SourceError(f"kwargs is a dict of inputs, not {type(kwargs).__name__}")
+    named = dict(kwargs or {})
+    if isinstance(args, torch.Tensor):
+        return (args,), named
+    if isinstance(args, Mapping):
+        by_name = not named and _takes_names(model, args)
+        return ((), dict(args)) if by_name else ((args,), named)
+    if isinstance(args, str) or not isinstance(args, Sequence | None):
+        raise SourceError(
+            f"args is a tensor, a tuple of inputs or a dict of them, not {type(args).__name__}"
+        )
+    positional = tuple(args or ())
+    if len(positional) > 1 and all(type(item) is int for item in positional):
+        raise SourceError(f"args is a tuple of inputs, not a shape: give torch.randn{positional}")
+    return positional, named
+
+
+def _takes_names(model: torch.nn.Module | ExportedProgram, names: Mapping[Any, Any]) -> bool:
+    if isinstance(model, ExportedProgram):
+        spec = model.call_spec.in_spec
+        return spec is not None and {*names} <= {*spec.child(1).context}
+    parameters = inspect.signature(model.forward).parameters.values()
+    taken = {item.name for item in parameters if item.kind is not item.VAR_POSITIONAL}
+    takes_all = any(item.kind is item.VAR_KEYWORD for item in parameters)
+    return all(isinstance(name, str) and (takes_all or name in taken) for name in names)
+
+
 def random_inputs(
     model: torch.nn.Module | ExportedProgram, shapes: Sequence[InputShape], seed: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:

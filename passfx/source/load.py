@@ -1,6 +1,7 @@
 """A source or a model, as the user names it, with example inputs."""
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from passfx.source.inputs import (
     bound_inputs,
     drawing_notes,
     dynamic_shapes,
+    given_inputs,
     parse_input_shape,
     random_inputs,
 )
@@ -42,10 +44,10 @@ _ZOOS = (timm_model, torchvision_model)
 def load_source(spec: SourceSpec) -> Source:
     """The model that a user names, and example inputs for it.
 
-    Random weights and inputs are drawn from `spec.seed`. Inputs are those of `spec.input_shapes`,
-    else the file's `example_inputs()`, else of the size that timm or torchvision declares. A model
-    of these two for which no weights are given gets random norms, biases and layer scales
-    (fresh.py), which do not depend on `spec.input_shapes` if it declares a size.
+    Random weights and inputs are drawn from `spec.seed`. Inputs are those given, else those of
+    `spec.input_shapes`, else the file's `example_inputs()`, else of the size that timm or
+    torchvision declares. A model of these two for which no weights are given gets random norms,
+    biases and layer scales (fresh.py), which do not depend on the inputs if it declares a size.
 
     Raises:
         SourceError: any part of this fails; the message says which and what to do.
@@ -53,10 +55,10 @@ def load_source(spec: SourceSpec) -> Source:
     if not isinstance(spec.source, str):
         if spec.arguments or spec.weights or spec.weights_key or spec.input_shapes:
             raise SourceError("arguments, weights and input_shapes are for a source, not a model")
-        args, kwargs = _given(spec)
-        source = Source(type(spec.source).__name__, spec.source, args, kwargs)
-    elif spec.args or spec.kwargs:
-        raise SourceError(f"args and kwargs are for a model; {spec.source} takes input_shapes")
+        model = _unwrapped(_checked(spec.source))
+        source = Source(type(model).__name__, model, *given_inputs(model, spec.args, spec.kwargs))
+    elif spec.gives_inputs and spec.input_shapes:
+        raise SourceError("input_shapes stands instead of args and kwargs")
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.seed)
@@ -68,21 +70,38 @@ def load_source(spec: SourceSpec) -> Source:
     return replace(source, dynamic_shapes=dynamic_shapes(source, spec))
 
 
-def _given(spec: SourceSpec) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The inputs of a model that was given itself."""
-    if not isinstance(spec.source, torch.nn.Module | ExportedProgram):
-        given: Any = spec.source
-        is_class = isinstance(given, type)
-        what = f"the class {given.__name__}" if is_class else f"{type(given).__name__}"
-        raise SourceError(
-            f"{what} is no model: give an instance of torch.nn.Module, an ExportedProgram, or a "
-            "source as text"
-        )
-    if isinstance(spec.args, str) or not isinstance(spec.args, Sequence | None):
-        raise SourceError(f"args is a tuple of inputs, not {type(spec.args).__name__}")
-    if not isinstance(spec.kwargs, Mapping | None):
-        raise SourceError(f"kwargs is a dict of inputs, not {type(spec.kwargs).__name__}")
-    return tuple(spec.args or ()), dict(spec.kwargs or {})
+def _checked(given: Any) -> torch.nn.Module | ExportedProgram:
+    """A model that was given itself, if it is one."""
+    if isinstance(given, torch.nn.Module | ExportedProgram):
+        return given
+    what = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+    advice = (
+        "give an instance of torch.nn.Module, an ExportedProgram, or a source as text "
+        "(timm:resnet18)"
+    )
+    if isinstance(given, torch.jit.ScriptFunction):
+        advice = "give a torch.nn.Module that calls the function from which it was scripted"
+    elif isinstance(given, Mapping):
+        advice = "load it into one (load_state_dict), or give --weights beside a source"
+    elif callable(given) and not isinstance(given, type):
+        advice = "give an instance of torch.nn.Module whose forward() calls it"
+    raise SourceError(f"{what} is no model: {advice}")
+
+
+def _unwrapped(model: Any) -> Any:
+    """The module inside of what runs it compiled, or on several devices, and changes no result."""
+    inner = _wrapped(model)
+    if inner is None or model._forward_hooks or model._forward_pre_hooks:  # hooks may change it
+        return model
+    return _unwrapped(inner)
+
+
+def _wrapped(model: Any) -> Any:
+    if isinstance(model, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+        return model.module
+    dynamo: Any = sys.modules.get("torch._dynamo")  # imported by whoever compiled a module
+    is_compiled = dynamo is not None and isinstance(model, dynamo.OptimizedModule)
+    return model._orig_mod if is_compiled else None
 
 
 def _load(spec: SourceSpec, text: str) -> Source:
@@ -101,14 +120,18 @@ def _load(spec: SourceSpec, text: str) -> Source:
         notes = load_weights(model, path, key, strict=spec.strict, trust_pickle=spec.trust_pickle)
     elif spec.weights_key is not None:
         raise SourceError("--weights-key (weights_key) is for a file that --weights names")
+    inputs = given_inputs(model, spec.args, spec.kwargs) if spec.gives_inputs else None
     is_zoo, given = load in _ZOOS, None
-    if declared is not None and (is_zoo or not shapes):
+    if declared is not None and (is_zoo or not (shapes or inputs)):
         what = f"example_inputs() of {text}"
         given = as_inputs(call(declared, what) if callable(declared) else declared)
-    if not shapes and spec.file_inputs and not isinstance(model, ExportedProgram):
+    if not (shapes or inputs) and spec.file_inputs and not isinstance(model, ExportedProgram):
         shapes = shapes_of_file(spec.file_inputs, given)
-    if is_zoo and spec.weights is None and (given or shapes):
-        notes = start_fresh(model, spec, given or random_inputs(model, shapes, spec.seed))
+    if is_zoo and spec.weights is None and (given or inputs or shapes):
+        some_inputs = given or inputs or random_inputs(model, shapes, spec.seed)
+        notes = start_fresh(model, spec, some_inputs)
+    if inputs is not None:
+        return Source(text, model, *inputs, notes=notes)
     if shapes:
         notes += drawing_notes(model, shapes)
         source = Source(text, model, *random_inputs(model, shapes, spec.seed), notes=notes)

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 from passfx.record import TensorInfo
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.export import ExportedProgram
     from torch.nn import Module
+
+    Given = Sequence[Any] | Mapping[str, Any] | Tensor  # positional inputs, by name, a lone one
 
 # What a form's file gives: a model, and the inputs that are declared beside it, if there are any,
 # as a value or a function.
@@ -43,7 +46,7 @@ class SourceSpec:
     """
 
     source: "str | Module | ExportedProgram"
-    args: Sequence[Any] = ()
+    args: "Given" = ()
     kwargs: Mapping[str, Any] | None = None
     arguments: Mapping[str, Any] | None = None
     weights: str | PathLike[str] | None = None
@@ -61,6 +64,12 @@ class SourceSpec:
     def weights_file(self) -> Path | None:
         """The file of a state dict, if one is given."""
         return None if self.weights in (None, Path(OWN_START), OWN_START) else Path(self.weights)
+
+    @property
+    def gives_inputs(self) -> bool:
+        """Whether there are inputs among it, not shapes or none."""
+        is_empty = self.args is None or (isinstance(self.args, Sequence) and not self.args)
+        return not is_empty or bool(self.kwargs)
 
     def files(self) -> dict[str, Path | None]:
         """The files that are read, by what a sentence calls them."""

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 
 from passfx.capture.program import capture
 from passfx.errors import CaptureError
@@ -135,15 +134,3 @@ def test_a_layer_that_was_never_called_is_refused_and_stays_so() -> None:
     ):
         capture(model, (torch.ones(2, 3),))
     assert isinstance(model[0], nn.LazyLinear)
-
-
-def test_a_size_that_the_model_made_constant_is_told() -> None:
-    class Fixed(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.reshape(2, -1, 5) if x.shape[2] == 5 else x
-
-    with pytest.raises(CaptureError) as caught:
-        capture(Fixed(), (torch.ones(2, 3, 5),), dynamic_shapes=({2: Dim("h")},))
-    told = str(caught.value)
-    assert "\n" not in told and "TORCH_LOGS" not in told
-    assert "your code specialized it to be a constant (5); leave such a size fixed" in told

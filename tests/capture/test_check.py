@@ -39,9 +39,17 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "an object": (object, "object is no model: give an instance of torch.nn.Module"),
     "nothing": (lambda: None, "NoneType is no model"),
     "a class": (lambda: nn.Linear, "the class Linear is no model"),
-    "a function": (lambda: torch.relu, "is no model"),
-    "a scripted function": (lambda: torch.jit.trace(torch.relu, X), "ScriptFunction is no model"),
-    "scripted": (lambda: torch.jit.script(nn.Linear(3, 4)), "is TorchScript or holds some"),
+    "a function": (lambda: torch.relu, r"is no model: give .* whose forward\(\) calls it"),
+    "a state dict": (nn.Linear(3, 4).state_dict, r"OrderedDict is no model: load it into one"),
+    "a scripted function": (
+        lambda: torch.jit.trace(torch.relu, X),
+        "ScriptFunction is no model: give .* that calls the function from which it was scripted",
+    ),
+    "scripted": (
+        lambda: torch.jit.script(nn.Linear(3, 4)),
+        "is TorchScript or holds some, .*; give the module that was scripted or traced, or what "
+        "torch.export makes of it",
+    ),
     "traced": (lambda: torch.jit.trace(nn.Linear(3, 4), X), "is TorchScript or holds some"),
     "a scripted part": (
         lambda: nn.Sequential(torch.jit.script(nn.Linear(3, 4))),
@@ -65,8 +73,10 @@ def test_models(case: str) -> None:
 @pytest.mark.parametrize(("args", "message"), [
     ((X.to("meta"),), "the input .0. of Linear is on the meta device"),
     ((X.to_sparse(),), "the input .0. of Linear is sparse"),
-    (X, "args is a tuple of inputs, not Tensor"),
-    (3, "args is a tuple of inputs, not int"),
+    (3, "args is a tensor, a tuple of inputs or a dict of them, not int"),
+    (X.numpy(), "args is a tensor, .*, not ndarray"),
+    ((X.numpy(),), r"the input \[0\] is a numpy.ndarray; give torch.as_tensor of it"),
+    ((2, 3), r"args is a tuple of inputs, not a shape: give torch\.randn\(2, 3\)"),
 ])  # fmt: skip
 def test_inputs(args: Any, message: str) -> None:
     with pytest.raises((SourceError, CaptureError), match=message):

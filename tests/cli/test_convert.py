@@ -396,8 +396,8 @@ WRONG = {
     ),
     "flow that depends on data": (
         ["net.py:Branches", "-o", "out/net.onnx"],
-        r"Branches cannot be captured at .*/net\.py:19 \(if x\.sum\(\) > 0:\): .*; its flow "
-        r"depends on the value of a tensor: use torch\.where or torch\.cond there",
+        r"Branches cannot be captured at .*/net\.py:19 \(if x\.sum\(\) > 0:\): its flow depends on "
+        r"the value of a tensor; use torch\.where or torch\.cond there",
     ),
 }
 

@@ -291,9 +291,12 @@ def test_a_model_takes_nothing_of_a_source(
         passfx.convert(small, tmp_path / "a.onnx", inputs, **options)
 
 
-def test_a_source_takes_no_inputs(tmp_path: Path, inputs: tuple[Tensor, Tensor]) -> None:
-    with pytest.raises(SourceError, match="args and kwargs are for a model; .* takes input_shapes"):
-        passfx.convert(f"{DIGITS}:digits_resnet", tmp_path / "a.onnx", inputs)
+def test_a_source_takes_inputs_instead_of_its_own(tmp_path: Path) -> None:
+    x = torch.randn(3, 1, 8, 8)
+    report = passfx.convert(f"{DIGITS}:digits_resnet", tmp_path / "a.onnx", x)
+    assert report.inputs[0].shape == (3, 1, 8, 8)
+    with pytest.raises(SourceError, match="input_shapes stands instead of args and kwargs"):
+        passfx.convert(f"{DIGITS}:digits_resnet", tmp_path / "b.onnx", x, input_shapes=["1x1x8x8"])
 
 
 # dynamic sizes
