@@ -7,7 +7,7 @@ one new node reads it, so weights shared between layers stay what they were.
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
+from passfx.graph.ops import CONVS, TRANSPOSED_CONVS
 from passfx.graph.query import attribute, is_constant, module_path, tensor, value
 from passfx.graph.shapes import same_type
 from passfx.record import Refusal, Rewrite
@@ -181,8 +182,13 @@ class Editor:
     def call(self, target: OpOverload, *args: Any, **kwargs: Any) -> Node:
         """Insert an operator call in the open edit and infer its metadata."""
         fake_args, fake_kwargs = map_arg((args, kwargs), value)
+        mode = _fake_mode(self.graph)
+        guards: AbstractContextManager[None] = nullcontext()
+        if target.overloadpacket in (*CONVS, *TRANSPOSED_CONVS) and mode.shape_env is not None:
+            # ATen compares the batch with 16 to choose a kernel, which nothing depends on here.
+            guards = mode.shape_env.suppress_guards()
         # Without the Python dispatcher ATen infers no symbolic sizes of an interpolation.
-        with _fake_mode(self.graph), enable_python_dispatcher(), torch.no_grad():
+        with mode, guards, enable_python_dispatcher(), torch.no_grad():
             fake = target(*fake_args, **fake_kwargs)
         name = target.overloadpacket.__name__
         return self._insert(fake, "call_function", target, args, kwargs, name)

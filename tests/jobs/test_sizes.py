@@ -264,3 +264,15 @@ def test_sizes_that_depend_on_data(name: str, dynamic: bool, tmp_path: Path) -> 
     optimized.export(path)
     for shift in (-1.0, -0.2, 0.0, 0.5, 2.0):
         agree(optimized, path, model, torch.randn(12 if dynamic else 9, 3) + shift)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_folding_into_a_convolution_adds_no_rule(transposed: bool) -> None:
+    """ATen chooses a kernel by whether the batch is at least 16, also where none will run."""
+    layer = nn.ConvTranspose2d(3, 4, 3) if transposed else nn.Conv2d(3, 4, 3)
+    model = nn.Sequential(layer, nn.BatchNorm2d(4), nn.ReLU())
+    x = torch.randn(1, 3, 160, 160)
+    optimized = passfx.optimize(model, (x,), dynamic_shapes={"input": {0: Dim.DYNAMIC}})
+    assert "batch_norm" not in optimized.report.after.ops
+    assert optimized.report.rules == ()
+    assert optimized.module(x.expand(17, -1, -1, -1)).shape[0] == 17
