@@ -143,6 +143,7 @@ WRITERS = {
     "export/epilogue.py",
     "export/casts.py",
     "export/rounding.py",
+    "export/sizes.py",
 }
 
 
