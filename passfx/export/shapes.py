@@ -17,7 +17,7 @@ Sizes = tuple[Size, ...]
 
 _MOST_SIZES = 16  # a longer vector of integers is data
 _SAME_ELEMENTS = ("Identity", "Squeeze", "Unsqueeze")
-_BROADCASTING = ("Add", "Div", "Max", "Min", "Mul", "Pow", "Sub", "Where")
+BROADCASTING = ("Add", "Div", "Max", "Min", "Mul", "Pow", "Sub", "Where")
 _UNARY = (
     *("Abs", "Cast", "Ceil", "Clip", "Cos", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu"),
     *("HardSigmoid", "HardSwish", "Identity", "LayerNormalization", "LeakyRelu", "Log"),
@@ -56,6 +56,8 @@ class Shapes:
 
     def note(self, node: ir.Node) -> None:
         """Note what a node computes."""
+        if node.domain not in ("", "ai.onnx") or not node.outputs:
+            return
         for output, inferred in zip(node.outputs, self._inferred(node), strict=False):
             shape = _merged(_declared(output), inferred)
             if shape is not None:
@@ -63,6 +65,11 @@ class Shapes:
         elements = self._computed(node)
         if elements is not None:
             self._elements[node.outputs[0]] = elements
+
+    def forget(self, value: ir.Value) -> None:
+        """Forget the shape of a value until its node is noted again."""
+        value.shape = None
+        self._shapes.pop(value, None)
 
     def _computed(self, node: ir.Node) -> Sizes | None:
         """The sizes that a node computes, if it computes any."""
@@ -102,7 +109,7 @@ class Shapes:
             return [None] * len(node.outputs)
         if kind in _UNARY:
             return [first]
-        if kind in _BROADCASTING:
+        if kind in BROADCASTING:
             return [broadcast(given)]
         if kind == "Transpose":
             return [tuple(first[axis] for axis in _order(node, len(first)))]

@@ -8,7 +8,16 @@ import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
 from onnxscript.optimizer import fold_constants_ir
 
-from passfx.export.shapes import RECURRENT, Shapes, Size, Sizes, all_numbers, same
+from passfx.export.shapes import (
+    BROADCASTING,
+    RECURRENT,
+    Shapes,
+    Size,
+    Sizes,
+    all_numbers,
+    broadcast,
+    same,
+)
 
 _SAME_FILL = ("Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 
@@ -19,20 +28,21 @@ def simplify_sizes(model: ir.Model) -> None:
     1. sizes that are numbers become constants, and what is computed from these too;
     2. the shape of a Reshape becomes a constant, with 0 for a size that the input has in the same
        place and −1 for one more; that of an Expand has 1 where the input has the size already;
-       either is left out where it changes nothing;
+       either is left out where it changes nothing, an Expand also where all that reads it
+       broadcasts; an image of known size in a batch that varies is resized by constant scales;
     3. equal vectors of sizes are computed once;
-    4. an initial state of zeros is left out, which means the same, and so is adding zeros or the
-       product of zeros and weights;
+    4. an initial state of zeros is left out, which means the same;
     5. a transpose of the last two axes, between a reshape that makes one axis of those before them
        and one that undoes it, becomes one Transpose.
     """
     graph = _Graph(model.graph)
+    for node in model.graph:
+        graph.shapes.note(node)
     for node in tuple(model.graph):
         graph.rewrite(node)
     if not graph.rewrites:
         return
-    if graph.constants:
-        fold_constants_ir(model)
+    fold_constants_ir(model)
     RemoveUnusedNodesPass()(model)
     CommonSubexpressionEliminationPass()(model)
 
@@ -55,8 +65,6 @@ class _Graph:
 
     def rewrite(self, node: ir.Node) -> None:
         """Note what a node computes, and write it shorter."""
-        if node.domain not in ("", "ai.onnx") or not node.outputs:
-            return
         self.shapes.note(node)
         sizes = self.shapes.elements(node.outputs[0])
         if sizes is not None:
@@ -67,8 +75,8 @@ class _Graph:
             self._write_expand(node)
         elif node.op_type in RECURRENT:
             self._leave_out_zeros(node)
-        elif node.op_type == "Add":
-            self._add_nothing(node)
+        elif node.op_type == "Resize":
+            self._write_scales(node)
 
     def _write_vector(self, value: ir.Value, sizes: Sizes) -> None:
         """A constant, or the value that holds the same sizes already."""
@@ -92,7 +100,7 @@ class _Graph:
         if turned is not None:
             source, order = turned
             self._replace(node, ir.node("Transpose", [source], {"perm": order}, name=node.name))
-        elif len(given) == len(result) and all(map(same, given, result)):
+        elif _equal(given, result):
             self._use(node.outputs[0], source)
         elif self.shapes.numbers(target) is None:
             numbers = [_in_place(given, axis, size) for axis, size in enumerate(result)]
@@ -125,8 +133,11 @@ class _Graph:
             return
         known = (*[1] * (len(result) - len(given)), *given)
         is_kept = [*map(same, known, result)]
-        if len(given) == len(result) and all(is_kept):
+        stretched = self._stretched(node.outputs[0])
+        if _equal(given, result) or stretched is not None:
             self._use(node.outputs[0], source)
+            for value in stretched or ():
+                self.shapes.forget(value)  # it follows from what is read now
             return
         pairs = zip(is_kept, result, strict=True)
         numbers = all_numbers(tuple(1 if kept else size for kept, size in pairs))
@@ -134,33 +145,71 @@ class _Graph:
             node.replace_input_with(1, self._constant(numbers, 1))
             self.rewrites += 1
 
+    def _stretched(self, value: ir.Value) -> list[ir.Value] | None:
+        """What is computed from a value alone, where all of it is stretched to its shape anyway.
+
+        That is so where each reader is an operator that broadcasts, and its other operands give its
+        result the shape that it has, or are constants and its own readers are of that kind.
+        """
+        shape, found = self.shapes.of(value), list[ir.Value]()
+        if value.is_graph_output() or not value.uses():
+            return None
+        for reader in value.consumers():
+            (result,) = reader.outputs[:1]
+            others = [item for item in reader.inputs if item is not value]
+            if reader.op_type not in BROADCASTING or reader.graph is not self.graph:
+                return None
+            if _equal(broadcast([self.shapes.of(item) for item in others]), self.shapes.of(result)):
+                continue
+            inner = None
+            if _equal(shape, self.shapes.of(result)) and all(map(_is_constant, others)):
+                inner = self._stretched(result)
+            if inner is None:
+                return None
+            found += [result, *inner]
+        return found
+
     def _leave_out_zeros(self, node: ir.Node) -> None:
         for index in RECURRENT[node.op_type]:
             if index < len(node.inputs) and _is_zero(node.inputs[index]):
                 node.replace_input_with(index, None)
                 self.rewrites += 1
 
-    def _add_nothing(self, node: ir.Node) -> None:
-        shape = self.shapes.of(node.outputs[0])
-        for zeros, other in (node.inputs, reversed(node.inputs)):
-            given = self.shapes.of(other)
-            if other is None or given is None or shape is None or len(given) != len(shape):
-                continue
-            if all(map(same, given, shape)) and _is_zero(zeros):
-                self._use(node.outputs[0], other)
-                return
+    def _write_scales(self, node: ir.Node) -> None:
+        """Constant scales for a Resize of an image whose size is known, in a batch that varies."""
+        sizes = node.inputs[3] if len(node.inputs) > 3 else None
+        given, result = self.shapes.of(node.inputs[0]), self.shapes.of(node.outputs[0])
+        if sizes is None or given is None or result is None or self.shapes.numbers(sizes):
+            return
+        policy = node.attributes.get("keep_aspect_ratio_policy")
+        if "axes" in node.attributes or (policy and policy.as_string() != "stretch"):
+            return
+        scales = [_scale(*pair) for pair in zip(given, result, strict=True)]
+        known = [scale for scale in scales if scale is not None]
+        if len(known) == len(scales):
+            name = self._free("_".join(["scales", *map(str, known)]))
+            array = ir.tensor(np.array(known, dtype=np.float32), name=name)
+            value = ir.val(name, ir.DataType.FLOAT, [len(known)], const_value=array)
+            self.graph.register_initializer(value)
+            node.replace_input_with(2, value)
+            node.replace_input_with(3, None)
+            self.rewrites += 1
 
     def _constant(self, numbers: list[int], rank: int) -> ir.Value:
         key = rank, tuple(numbers)
         if key not in self.constants:
             array = np.array(numbers, dtype=np.int64).reshape([-1] * rank)
-            name = "_".join(["sizes" if rank else "size", *map(str, numbers)])
-            while name in self.graph.initializers:
-                name += "_"
+            name = self._free("_".join(["sizes" if rank else "size", *map(str, numbers)]))
             value = ir.val(name, ir.DataType.INT64, array.shape, const_value=ir.tensor(array))
             self.graph.register_initializer(value)
             self.constants[key] = value
         return self.constants[key]
+
+    def _free(self, name: str) -> str:
+        """A name that no constant has."""
+        while name in self.graph.initializers:
+            name += "_"
+        return name
 
     def _use(self, value: ir.Value, instead: ir.Value) -> None:
         """Let what reads a value read another one; an output of the graph keeps its own."""
@@ -175,6 +224,26 @@ class _Graph:
         )
         self.shapes.note(new)
         self.rewrites += 1
+
+
+def _scale(given: Size, result: Size) -> np.float32 | None:
+    """What ONNX Runtime would make of two sizes, where it leads from one to the other for all."""
+    if same(given, result):
+        return np.float32(1)
+    if not isinstance(given, int) or not isinstance(result, int) or not given:
+        return None
+    scale = np.float32(result) / np.float32(given)
+    found = {int(np.float32(given) * scale), int(given * float(scale))}
+    return scale if found == {result} else None
+
+
+def _equal(a: Sizes | None, b: Sizes | None) -> bool:
+    """Whether two shapes are known to be equal."""
+    return a is not None and b is not None and len(a) == len(b) and all(map(same, a, b))
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None and not value.is_graph_input()
 
 
 def _producer(node: ir.Node, kind: str) -> ir.Node | None:
@@ -200,16 +269,8 @@ def _is_zero(value: ir.Value | None) -> bool:
         if node.op_type == "ConstantOfShape":
             fill = node.attributes.get("value")
             return fill is None or not fill.as_tensor().numpy().any()
-        is_product = node.op_type == "MatMul" and _is_finite(node.inputs[1])
-        value = node.inputs[0] if node.op_type in _SAME_FILL or is_product else None
+        value = node.inputs[0] if node.op_type in _SAME_FILL else None
     return value is not None and not value.is_graph_input() and not _array(value).any()
-
-
-def _is_finite(value: ir.Value | None) -> bool:
-    """Whether a value is a constant of finite numbers."""
-    if value is None or value.const_value is None or value.is_graph_input():
-        return False
-    return bool(np.isfinite(_array(value).astype(np.float64)).all())
 
 
 def _array(value: ir.Value) -> np.ndarray[Any, Any]:

@@ -80,6 +80,13 @@ def heads(m: nn.Module, x: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
+def masked(m: nn.Module, x: Tensor) -> Tensor:
+    """Attention under a causal mask that is expanded to the batch, as transformers does."""
+    mask = torch.ones(6, 6, dtype=torch.bool).tril().expand(x.shape[0], 1, 6, 6)
+    q = x.unflatten(2, (2, 4)).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, q, q, attn_mask=mask)
+
+
 def assign(m: nn.Module, x: Tensor) -> Tensor:
     y = x * 2
     y[:, 1:3] = x[:, :2]
@@ -92,10 +99,15 @@ ENCODER = nn.TransformerEncoder(
 MODELS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "gru": (nn.GRU(5, 4, 2, batch_first=True), (6, 5)),
     "lstm": (nn.LSTM(5, 4, 2, batch_first=True, bidirectional=True), (6, 5)),
-    "rnn": (nn.RNN(5, 4, batch_first=True), (3, 5)),
     "encoder": (ENCODER, (6, 8)),
     "heads": (Function(heads), (6, 24)),
     "tokens": (Function(lambda m, x: tokens(x)), (8, 3, 4)),
+    "resized": (
+        Function(lambda m, x: F.interpolate(x, (6, 9), mode="bilinear") + F.interpolate(x, (6, 9))),
+        (2, 3, 6),
+    ),
+    "masked": (Function(masked), (6, 8)),
+    "table": (Function(lambda m, x: x * torch.arange(3.0).expand(x.shape[0], 4, 3)), (4, 3)),
     "repeated": (Function(lambda m, x: x.expand(x.shape[0], 4, 3) * 2), (1, 3)),
     "window": (
         Function(lambda m, x: x.view(-1, 2, 2, 2, 3).transpose(2, 3).reshape(-1, 4, 3).softmax(-1)),
