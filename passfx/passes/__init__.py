@@ -4,6 +4,7 @@ from passfx.passes.base import Pass
 from passfx.passes.collapse import Collapse
 from passfx.passes.compose_clips import ComposeClips
 from passfx.passes.fold_constants import FoldConstants
+from passfx.passes.fuse_composites import FuseComposites
 from passfx.passes.merge_siblings import MergeSiblings
 from passfx.passes.move_resampling import MoveResampling
 from passfx.passes.norm_before_cat import NormBeforeCat
@@ -18,6 +19,7 @@ PASSES: tuple[type[Pass], ...] = (
     PadFirst,
     FoldConstants,
     RemoveNoops,
+    FuseComposites,
     PoolFirst,
     MoveResampling,
     NormBeforeCat,
