@@ -84,7 +84,7 @@ class Expression:
         return None if product or others else factor
 
     @property
-    def function(self) -> Function | None:
+    def called(self) -> Function | None:
         """What it is, if it is a function of something, once."""
         match self.terms:
             case (((((Function() as called, 1.0),), 1.0)),):
@@ -93,12 +93,13 @@ class Expression:
 
     def split(self) -> tuple[float, float, "Expression"]:
         """factor, shift and rest with self = factor·rest + shift, the rest led by a factor of 1."""
-        shift = dict(self.terms).get((), 0.0)
+        shift = sum(factor for product, factor in self.terms if not product)
         moving = [(product, factor) for product, factor in self.terms if product]
         if not moving:
             return 1.0, shift, ZERO
         lead = moving[0][1]
-        return lead, shift, Expression(tuple((product, item / lead) for product, item in moving))
+        rest = tuple((product, factor / lead) for product, factor in moving)
+        return lead, shift, Expression(rest)
 
     def __add__(self, other: Operand) -> "Expression":
         return _sum([*self.terms, *as_expression(other).terms])
@@ -108,8 +109,8 @@ class Expression:
         for a, b in ((self, other), (other, self)):
             if (value := a.number) is not None:
                 return _sum([(product, factor * value) for product, factor in b.terms])
-        (left, a), (right, b) = self._as_term(), other._as_term()
-        return _sum([(_multiply(left, right), a * b)])
+        (left, factor), (right, by) = self._as_term(), other._as_term()
+        return _sum([(_multiply(left, right), factor * by)])
 
     def __pow__(self, exponent: float) -> "Expression":
         if exponent == 1:
@@ -302,7 +303,7 @@ def _logistic(x: Expression) -> Expression:
     if exponent != -1 or not isinstance(base, Expression):
         return x
     lead, shift, rest = base.split()
-    called = rest.function
+    called = rest.called
     if called is None or called.name != "exp" or lead != shift:
         return x
     return sigmoid(-called.inside[0]) * (factor / lead)

@@ -24,7 +24,7 @@ def clip(x: Expression, low: float, high: float) -> Expression:
     low, high = sorted(((low - shift) / factor, (high - shift) / factor))
     if (low, high) == (-math.inf, math.inf):
         return x
-    inner = rest.function
+    inner = rest.called
     if inner is not None and inner.name == "clip":  # a clip of a clip is one
         rest, *bounds = inner.inside
         low, high = (min(max(item.number or 0.0, low), high) for item in bounds)
@@ -101,7 +101,7 @@ def above(x: Expression) -> Expression:
 
 def where(condition: Expression, self: Operand, other: Operand) -> Expression:
     """One of two values; which is told by the truth of a comparison."""
-    called = condition.function
+    called = condition.called
     if called is not None and called.name == "not":
         return where(called.inside[0], other, self)
     return function("where", condition, self, other)

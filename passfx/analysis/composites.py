@@ -14,6 +14,7 @@ from passfx.algebra import functions as f
 from passfx.algebra.expression import (
     Axes,
     Expression,
+    Operand,
     X,
     agree,
     axes_of,
@@ -151,17 +152,19 @@ def _mean_of_squares(x: Expression, axes: Axes) -> Expression:
     return f.mean(x**2, axes) - f.mean(x, axes) ** 2
 
 
-def _layer_norm(x: Expression, axes: Axes, number: float, weight: Any, bias: Any) -> Expression:
+def _layer_norm(
+    x: Expression, axes: Axes, number: float, weight: Operand, bias: Operand
+) -> Expression:
     return f.layer_norm(x, axes, number) * weight + bias
 
 
 def _layer_norm_by_squares(
-    x: Expression, axes: Axes, number: float, weight: Any, bias: Any
+    x: Expression, axes: Axes, number: float, weight: Operand, bias: Operand
 ) -> Expression:
     return _centred(x, axes) / (_mean_of_squares(x, axes) + number) ** 0.5 * weight + bias
 
 
-def _rms_norm(x: Expression, axes: Axes, number: float, weight: Any) -> Expression:
+def _rms_norm(x: Expression, axes: Axes, number: float, weight: Operand) -> Expression:
     return f.rms_norm(x, axes, number) * weight
 
 
@@ -198,10 +201,18 @@ _COMPOSITES = (
         aten.leaky_relu.default, lambda x, number: f.where(f.above(x), x, x * number), _number
     ),
     Composite(
+        aten.leaky_relu.default, lambda x, number: f.where(f.above(-x), x * number, x), _number
+    ),
+    Composite(
         aten.leaky_relu.default, lambda x, number: _relu(x) + f.clip(x, -inf, 0) * number, _number
     ),
     Composite(
         aten.elu.default, lambda x, number: f.where(f.above(x), x, (f.exp(x) - 1) * number), _number
+    ),
+    Composite(
+        aten.elu.default,
+        lambda x, number: f.where(f.above(-x), (f.exp(x) - 1) * number, x),
+        _number,
     ),
     Composite(aten.softmax.int, _softmax, _axis),
     Composite(

@@ -20,6 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 from passfx.capture.program import Captured
 from passfx.errors import ExportError, named_line, quiet
 from passfx.export.settings import ExportSettings
+from passfx.export.translations import translations
 from passfx.files import data_name, is_file, replacing
 from passfx.graph.query import attribute, is_constant, tensor, tensors, value
 from passfx.record import OnnxReport
@@ -139,6 +140,7 @@ def export_onnx(
                 opset_version=settings.opset,
                 input_names=list(settings.input_names or captured.input_names),
                 output_names=list(settings.output_names or captured.output_names),
+                custom_translation_table=translations(settings.opset),
                 verbose=False,
             )
     except Exception as error:

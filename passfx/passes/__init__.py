@@ -13,6 +13,7 @@ from passfx.passes.pool_first import PoolFirst
 from passfx.passes.remove_noops import RemoveNoops
 from passfx.passes.remove_unused import RemoveUnused
 from passfx.passes.share_common import ShareCommon
+from passfx.passes.simplify_masks import SimplifyMasks
 
 PASSES: tuple[type[Pass], ...] = (
     RemoveUnused,
@@ -20,6 +21,7 @@ PASSES: tuple[type[Pass], ...] = (
     FoldConstants,
     RemoveNoops,
     FuseComposites,
+    SimplifyMasks,
     PoolFirst,
     MoveResampling,
     NormBeforeCat,

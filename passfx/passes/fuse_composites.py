@@ -55,7 +55,10 @@ class FuseComposites(Pass):
 
     def _found(self, region: Region) -> Found:
         node, formula = region.nodes[-1], region.formula
-        if formula is None or dtypes(region.nodes) - {torch.bool} != dtypes([region.source]):
+        dtype = known_tensor(region.source).dtype
+        if formula is None or dtypes(region.nodes) - {torch.bool} != {dtype}:
+            return None
+        if not dtype.is_floating_point:
             return None
         calls = [item for item in region.nodes if is_call(item)]
         for composite in composites().get(formula.outline, ()):
@@ -68,7 +71,8 @@ class FuseComposites(Pass):
                 return refuse(node, reason)
             what = f"{len(calls)} operators are {composite}"
             data = region.source, composite, meaning
-            return Match(node, region.nodes, what, data, meant=region.meant)
+            any_size = len(meaning.axes) < 2  # else those of a layer norm
+            return Match(node, region.nodes, what, data, any_size, meant=region.meant)
         return None
 
     def _reason(self, composite: Composite, meaning: Meaning, region: Region) -> str | None:
