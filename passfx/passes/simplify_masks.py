@@ -1,5 +1,7 @@
 """Attention masks that are known before a run."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -31,39 +33,34 @@ class SimplifyMasks(Pass):
     def match(self, node: Node) -> Found:
         if not is_call(node, aten.scaled_dot_product_attention):
             return None
-        mask = _unexpanded(arguments(node)["attn_mask"])
-        if not isinstance(mask, Node) or not is_constant(mask):
+        mask, nodes = arguments(node)["attn_mask"], (node,)
+        while is_call(mask, aten.expand):
+            mask, nodes = mask.args[0], (mask, *nodes)
+        if not is_constant(mask):
             return None
         stored = constant(mask)
         if stored.dtype != torch.bool:
-            is_zero = not bool(stored.any())
-            return Match(node, (node,), "the mask adds nothing", None) if is_zero else None
-        if bool(stored.all()):
-            return Match(node, (node,), "the mask hides nothing", None)
-        if not bool(stored.any(-1).all()):
+            return None if stored.any() else Match(node, nodes, "the mask adds nothing")
+        if stored.all():
+            return Match(node, nodes, "the mask hides nothing")
+        if not stored.any(-1).all():
             return refuse(node, "the mask hides a whole row, of which softmax would make NaN")
         if _is_causal(stored, node):
-            return Match(node, (node,), "the mask hides what comes later", True)
-        return Match(node, (node,), "the mask is added", stored, weighed=True)
+            return Match(node, nodes, "the mask hides what comes later", True)
+        return Match(node, nodes, "the mask is added", stored, weighed=True)
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
-        bound = arguments(match.at)
-        query, key, value = (bound[name] for name in ("query", "key", "value"))
-        mask, kept = None, {name: bound[name] for name in ("scale", "enable_gqa")}
-        if isinstance(match.data, Tensor):
-            dtype = known_tensor(query).dtype
-            seen = match.data if match.data.ndim > 1 else match.data[None]
+        node, mask = match.at, match.data
+        given: tuple[Any, ...] = node.args[:3]
+        if isinstance(mask, Tensor):
+            seen = mask if mask.ndim > 1 else mask[None]
             added = torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, -torch.inf)
-            mask = editor.constant(added, dtype, beside(match.at, "attn_mask"))
-        target = aten.scaled_dot_product_attention.default
-        given = (query, key, value, mask, bound["dropout_p"], match.data is True)
-        return editor.call(target, *given, **kept)
-
-
-def _unexpanded(mask: object) -> object:
-    while isinstance(mask, Node) and is_call(mask, aten.expand):
-        mask = mask.args[0]
-    return mask
+            dtype = known_tensor(node.args[0]).dtype
+            given = (*given, editor.constant(added, dtype, beside(node, "attn_mask")))
+        elif mask is not None:
+            given = (*given, None, 0.0, True)
+        kept = {name: item for name, item in node.kwargs.items() if name in ("scale", "enable_gqa")}
+        return editor.call(aten.scaled_dot_product_attention.default, *given, **kept)
 
 
 def _is_causal(mask: Tensor, node: Node) -> bool:
