@@ -28,7 +28,7 @@ def translations(opset: int) -> dict[Translation, Translation]:
     """The translations for a file of this opset, as `torch.onnx.export` takes them."""
     has_attention = opset >= _ATTENTION_OPSET
     found: dict[Translation, Translation] = {
-        aten.scaled_dot_product_attention.default: _attention if has_attention else _products
+        aten.scaled_dot_product_attention.default: attention if has_attention else products
     }
     if opset < _GELU_OPSET:
         found[aten.gelu.default] = _gelu
@@ -66,7 +66,7 @@ def _rms_norm(
     return op.Mul(normed, weight)
 
 
-def _attention(
+def attention(
     query: Any,
     key: Any,
     value: Any,
@@ -78,13 +78,13 @@ def _attention(
 ) -> Any:
     """The operator, which is for four axes."""
     if len(query.shape) != 4 or len(key.shape) != 4 or len(value.shape) != 4:
-        return _products(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        return products(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     given = {} if attn_mask is None else {"attn_mask": attn_mask}
     result, *_ = opset23.Attention(query, key, value, **given, scale=scale, is_causal=is_causal)
     return result
 
 
-def _products(
+def products(
     query: Any,
     key: Any,
     value: Any,
@@ -98,21 +98,20 @@ def _products(
 
     A row that a boolean mask hides as a whole is zero, as in torch; softmax makes NaN of it.
     """
-    if enable_gqa:
-        key, value = (_repeated(item, query) for item in (key, value))
-    count = len(key.shape)
-    swapped = op.Transpose(key, perm=[*range(count - 2), count - 1, count - 2])
+    count = len(query.shape)
+    keys, values = (_repeated(item, query) for item in (key, value)) if enable_gqa else (key, value)
+    swapped = op.Transpose(keys, perm=[*range(count - 2), count - 1, count - 2])
     factor = _scale(query) if scale is None else _number(scale, query)
     scores = op.MatMul(op.Mul(query, factor), swapped)
     if is_causal:
         scores = op.Add(scores, _causal_mask(query, key))
     if attn_mask is None:
-        return op.MatMul(op.Softmax(scores, axis=-1), value)
+        return op.MatMul(op.Softmax(scores, axis=-1), values)
     if attn_mask.dtype != ir.DataType.BOOL:
-        return op.MatMul(op.Softmax(op.Add(scores, attn_mask), axis=-1), value)
+        return op.MatMul(op.Softmax(op.Add(scores, attn_mask), axis=-1), values)
     weights = op.Softmax(op.Where(attn_mask, scores, _number(-inf, query)), axis=-1)
     seen = op.Where(op.IsNaN(weights), _number(0.0, query), weights)
-    return op.MatMul(seen, value)
+    return op.MatMul(seen, values)
 
 
 def _scale(query: Any) -> Any:

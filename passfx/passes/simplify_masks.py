@@ -33,7 +33,8 @@ class SimplifyMasks(Pass):
     def match(self, node: Node) -> Found:
         if not is_call(node, aten.scaled_dot_product_attention):
             return None
-        mask, nodes = arguments(node)["attn_mask"], (node,)
+        mask: Any = arguments(node)["attn_mask"]
+        nodes: tuple[Node, ...] = (node,)
         while is_call(mask, aten.expand):
             mask, nodes = mask.args[0], (mask, *nodes)
         if not is_constant(mask):
