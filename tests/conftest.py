@@ -1,6 +1,7 @@
 """What every test may rely on."""
 
 from collections.abc import Iterator
+from copy import copy
 from functools import cache
 
 import pytest
@@ -27,9 +28,15 @@ settings.load_profile("passfx")
 @pytest.fixture(autouse=True, scope="session")
 def _one_registry() -> Iterator[None]:
     """torch makes its table of ONNX operators anew for every file, the same one each time."""
-    made = staticmethod(cache(ONNXRegistry.from_torchlib))
+    made = cache(ONNXRegistry.from_torchlib)
+
+    def copied(**options: int) -> ONNXRegistry:
+        registry = copy(made(**options))
+        registry.functions = {name: [*known] for name, known in registry.functions.items()}
+        return registry
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", made)
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(copied))
         yield
 
 

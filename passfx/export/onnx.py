@@ -23,6 +23,7 @@ from passfx.capture.program import Captured
 from passfx.errors import ExportError, named_line, quiet
 from passfx.export.settings import ExportSettings
 from passfx.export.sizes import simplify_sizes
+from passfx.export.translations import translations
 from passfx.files import data_name, is_file, replacing
 from passfx.graph.ops import aten
 from passfx.graph.query import arguments, attribute, is_call, is_constant, tensor, tensors, value
@@ -162,6 +163,7 @@ def export_onnx(
                 input_names=list(settings.input_names or captured.input_names),
                 output_names=list(settings.output_names or captured.output_names),
                 optimize=False,
+                custom_translation_table=translations(settings.opset),
                 verbose=False,
             )
             assert program is not None

@@ -44,6 +44,8 @@ class Match:
     `nodes` is the region that the certificate runs, in topological order. What is new is inserted
     before `at`: the region's last node, or its first where the users of several are repointed.
     `weighed` says that the pass has weighed already what the file grows by.
+    `meant` is what numbers of the old nodes are roundings of (constant → tensor, call → arguments):
+    the certificate runs them with that, after it has seen that it rounds to them.
     """
 
     at: Node
@@ -52,6 +54,7 @@ class Match:
     data: Any = None
     any_size: bool = True
     weighed: bool = False
+    meant: Mapping[Node, Any] = field(default_factory=dict)
 
 
 @dataclass

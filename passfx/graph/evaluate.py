@@ -7,7 +7,7 @@ ever rounded to a narrower type. Nothing here changes what other threads see.
 """
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -34,14 +34,22 @@ def widen(item: Any) -> Any:
     return _WIDE.get(item, item) if isinstance(item, torch.dtype) else item
 
 
-def evaluate(nodes: Iterable[Node], values: dict[Node, Any], *, double: bool = True) -> None:
+def evaluate(
+    nodes: Iterable[Node],
+    values: dict[Node, Any],
+    *,
+    double: bool = True,
+    meant: Mapping[Node, Any] | None = None,
+) -> None:
     """Compute `nodes`, given in topological order, into `values`.
 
     Args:
         nodes: calls and constants; their other inputs must be in `values` already.
         values: node → value; a constant that is present is not read from the module.
         double: compute in float64 throughout (the module docstring says how).
+        meant: call → the arguments that it gets instead of its own.
     """
+    meant = meant or {}
 
     def convert(item: Any) -> Any:
         return map_aggregate(item, widen) if double else item
@@ -54,7 +62,7 @@ def evaluate(nodes: Iterable[Node], values: dict[Node, Any], *, double: bool = T
                 values[node] = convert(_attribute(node, double))
             else:
                 assert node.op == "call_function" and callable(node.target), node.format_node()
-                given = map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+                given = map_arg((meant.get(node, node.args), dict(node.kwargs)), values.__getitem__)
                 args, kwargs = cast(tuple[Any, Any], given)
                 if node.target is operator.getitem:  # of many results one is read
                     values[node] = convert(args[0][args[1]])

@@ -10,7 +10,7 @@ LAYERS = (*CONVS, *TRANSPOSED_CONVS, aten.linear)
 
 ARITHMETIC = (aten.mul, aten.div, aten.add, aten.sub, aten.rsub)
 MATMULS = (aten.matmul, aten.mm, aten.bmm)
-CLAMPS = (aten.clamp, aten.clamp_min, aten.clamp_max, aten.hardtanh)
+CLAMPS = (aten.clamp, aten.clip, aten.clamp_min, aten.clamp_max, aten.hardtanh)
 CLIPS = (aten.relu, aten.relu6, *CLAMPS)
 
 AVERAGE_POOLS = (aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d)

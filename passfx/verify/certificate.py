@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, ops
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from passfx.errors import first_line
 from passfx.graph.editor import Certificate, Edit
 from passfx.graph.evaluate import evaluate, widen
 from passfx.graph.ops import ARITHMETIC
-from passfx.graph.query import constant, is_call, value
+from passfx.graph.query import constant, is_call, tensor, value
 from passfx.graph.shapes import elements, hint
 from passfx.verify.channels import channel_error, largest
 from passfx.verify.draws import LONG, MANY, Draw, Layout, Sizes, draws, tensors_in
@@ -53,11 +54,30 @@ def unproven(edit: Edit) -> Certificate:
     for node, exact in edit.exact.items():
         if _largest(constant(node)) == math.inf and _largest(exact) < math.inf:
             return Certificate(None, f"a folded value overflows {constant(node).dtype}")
+    for node, meant in edit.match.meant.items():
+        if not _is_rounding(node, meant):
+            return Certificate(None, f"{node.name} has other numbers than those it is taken for")
     return Certificate(None)
 
 
 def _largest(tensor: Tensor) -> float:
     return float(tensor.abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0
+
+
+def _is_rounding(node: Node, meant: Any) -> bool:
+    """Whether numbers are those of a constant or of a call, but for a unit in the last place.
+
+    The numbers of a call are rounded to float32 where it computes no wider.
+    """
+    if isinstance(meant, Tensor):
+        stored = constant(node)
+        unit = torch.finfo(stored.dtype).eps
+        return torch.allclose(stored.double(), meant, rtol=unit, atol=0.0)
+    fake = tensor(node)
+    wide = torch.float64 if fake is not None and fake.dtype == torch.float64 else torch.float32
+    pairs = zip(tree_leaves(meant), tree_leaves(node.args), strict=True)
+    numbers = (pair for pair in pairs if pair[0] is not pair[1])
+    return all(math.isclose(*pair, rel_tol=torch.finfo(wide).eps) for pair in numbers)
 
 
 class _Proof:
@@ -70,6 +90,10 @@ class _Proof:
         reads = {read for node in nodes for read in node.all_input_nodes}
         reads.update(edit.replacements.values())
         self.given = {node: widen(exact) for node, exact in edit.exact.items()}
+        for node, meant in edit.match.meant.items():
+            if isinstance(meant, Tensor):
+                self.given[node] = meant
+        self.meant = {node: args for node, args in edit.match.meant.items() if is_call(node)}
         evaluate((read for read in reads if read.op == "get_attr"), self.given)
         self.frontier = edit.frontier
         self.inputs = [value(node) for node in self.frontier]
@@ -162,7 +186,7 @@ class _Proof:
             try:
                 drawn = [values.draw(fake, sizes) for fake in self.inputs]
                 known = self.given | dict(zip(self.frontier, drawn, strict=True))
-                evaluate(self.old, known)
+                evaluate(self.old, known, meant=self.meant)
             except _REFUSALS as refusal:
                 self.refusal = first_line(refusal)
                 continue

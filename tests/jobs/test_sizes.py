@@ -268,8 +268,10 @@ def test_sizes_that_depend_on_data(name: str, dynamic: bool, tmp_path: Path) -> 
 
 def test_a_choice_between_kernels_is_no_rule() -> None:
     # ATen may have another kernel for sixteen images and more, and looks at their number.
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
-    model = randomize(model).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3)
+    )
+    model = randomize(model.append(nn.BatchNorm2d(8))).eval()
     found = passfx.optimize(model, (torch.randn(2, 3, 600, 600),), dynamic_shapes=({0: ANY},))
     assert found.report.rules == ()
     many = torch.randn(17, 3, 120, 110)
