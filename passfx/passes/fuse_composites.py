@@ -14,6 +14,7 @@ from passfx.graph.query import constant, is_call
 from passfx.graph.shapes import dtypes, known_tensor
 from passfx.passes.base import Found, Pass
 
+_RMS_NORM_OPERATORS = 6  # in a file of an opset that has no such operator
 _NORMS = (aten.layer_norm.default, aten.rms_norm.default)
 
 
@@ -36,7 +37,8 @@ class FuseComposites(Pass):
     3. what overflows where the operator does not: exp(x)/sum(exp(x)), unless the maximum is
        subtracted first, and log(1 + exp(x));
     4. a layer norm whose variance is divided by n − 1, or that adds ε outside of the root;
-    5. x·tanh(log(1 + exp(x))) on a CPU, where ONNX Runtime takes longer for mish;
+    5. x·tanh(log(1 + exp(x))) on a CPU, where ONNX Runtime takes longer for mish; an RMS norm
+       that is shorter as it is, or over other axes than the last;
     6. relu by comparison, which makes 0 of NaN.
     """
 
@@ -54,11 +56,10 @@ class FuseComposites(Pass):
         return found
 
     def _found(self, region: Region) -> Found:
-        node, formula = region.nodes[-1], region.formula
-        dtype = known_tensor(region.source).dtype
-        if formula is None or dtypes(region.nodes) - {torch.bool} != {dtype}:
+        node, dtype = region.nodes[-1], known_tensor(region.source).dtype
+        if not dtype.is_floating_point or dtypes(region.nodes) - {torch.bool} != {dtype}:
             return None
-        if not dtype.is_floating_point:
+        if (formula := region.formula) is None:
             return None
         calls = [item for item in region.nodes if is_call(item)]
         for composite in composites().get(formula.outline, ()):
@@ -75,12 +76,16 @@ class FuseComposites(Pass):
             return Match(node, region.nodes, what, data, any_size, meant=region.meant)
         return None
 
-    def _reason(self, composite: Composite, meaning: Meaning, region: Region) -> str | None:
+    def _reason(self, composite: Composite, made: Meaning, region: Region) -> str | None:
         """Why what looks like a composite is kept as it is."""
-        if not meaning.is_exact:
+        if not made.is_exact:
             return f"it is {composite} but for a number that is off by more than rounding"
         if composite.refusal or (composite.cpu_refusal and not self.target.is_gpu):
             return composite.refusal or composite.cpu_refusal
+        if composite.target == aten.rms_norm.default and made.weight is None:
+            count = sum(2 if is_call(item, aten.rsqrt) else 1 for item in region.nodes)
+            if count < _RMS_NORM_OPERATORS:
+                return f"it is {count} operators, and would be {_RMS_NORM_OPERATORS}"
         if region.shared is not None:
             return f"{region.shared.name}, a part of {composite}, is also read by others"
         return None
@@ -100,8 +105,9 @@ def _fits(composite: Composite, made: Meaning, source: Node) -> bool:
     if composite.target not in _NORMS:
         return True
     shape = known_tensor(source).shape
-    if not _is_last(made, source) and len(made.axes) > 1:
-        return False
+    is_one = len(made.axes) == 1 and composite.target == aten.layer_norm.default
+    if not is_one and not _is_last(made, source):
+        return False  # an RMS norm between transposes is more operators than written out
     return all(isinstance(shape[axis], int) for axis in made.axes) and all(
         read is None or _is_along(read, made, source) for read in (made.weight, made.bias)
     )

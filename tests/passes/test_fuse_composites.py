@@ -204,10 +204,6 @@ NORMS: dict[str, tuple[Function, str]] = {
         lambda m, x: x * (x.square().mean(-1, True) + 1e-6).pow(-0.5) * m.weight,
         "rms_norm",
     ),
-    "rms_norm over channels": (
-        lambda m, x: x / (x.pow(2).mean(1, True) + 1e-6).sqrt() * m.high_weight,
-        "rms_norm",
-    ),
 }
 SPECIAL = [0.0, -0.0, 3.0, -3.0, 1e-30, 1e30, -1e30, 20.0, -90.0, inf, -inf, float("nan")]
 
@@ -291,6 +287,10 @@ REFUSED: dict[str, tuple[Function, str]] = {
         f"{OVERFLOWS.format('softmax')}; subtract the maximum first",
     ),
     "3. softplus": (lambda m, x: torch.log(1 + x.exp()), OVERFLOWS.format("softplus")),
+    "5. a short RMS norm": (
+        lambda m, x: x / ((x * x).mean(-1, True) + 1e-6).sqrt(),
+        "it is 5 operators, and would be 6",
+    ),
     "4. n − 1": (
         lambda m, x: by_variance(x, x.mean(-1, True), x.var(-1, keepdim=True)),
         COUNTED,
@@ -305,6 +305,7 @@ REFUSED: dict[str, tuple[Function, str]] = {
     ),
 }
 KEPT: dict[str, Function] = {
+    "5. an RMS norm over channels": lambda m, x: x / (x.pow(2).mean(0, True) + 1e-6).sqrt(),
     "6. relu by comparison": lambda m, x: torch.where(x > 0, x, torch.zeros_like(x)),
     "another slope": lambda m, x: x * torch.sigmoid(1.702 * x),
     "another hardsigmoid": lambda m, x: (x * 0.2 + 0.5).clamp(0, 1),
