@@ -19,6 +19,8 @@ from passfx.capture.state import evaluating, same_numbers
 from passfx.errors import CaptureError, named_line
 from passfx.graph.query import dtype_name, tensors
 
+_TABLES = (torch.nn.Embedding, torch.nn.EmbeddingBag)
+
 
 def explain(error: Exception, model: torch.nn.Module, inputs: Inputs) -> str:
     """Why tracing failed, in one sentence: what, at which line of the user's code, on what."""
@@ -54,14 +56,16 @@ def explain(error: Exception, model: torch.nn.Module, inputs: Inputs) -> str:
 def check_call(model: torch.nn.Module, inputs: Inputs) -> None:
     """Refuse inputs on which the model itself fails, though the tracer does not.
 
-    The tracer looks at no value, and lets some operators mix dtypes. The model is really called
-    where a tensor has another dtype than the weights: an index, a mask, the wrong precision.
+    The tracer looks at no value, lets some operators mix dtypes, and torch 2.11's takes floats for
+    indices. The model is really called where it has embeddings, and where a tensor has another
+    dtype than the weights: an index, a mask, the wrong precision.
 
     Raises:
         CaptureError: as `explain` says it.
     """
     own = floating_dtype(model)
-    if all(item.dtype == own for item in tensors(pytree.tree_leaves(inputs))):
+    looks_up = any(isinstance(part, _TABLES) for part in model.modules())
+    if not looks_up and all(item.dtype == own for item in tensors(pytree.tree_leaves(inputs))):
         return
     try:
         with evaluating(model):
