@@ -26,6 +26,7 @@ _CONSTANT = re.compile(
 _SIZE = re.compile(r"L\['(\w+)'\](\S*)\.size\(\)\[(\d+)\]")
 Constants = dict[str, tuple[int, str]]
 _INSTALLED = {"site-packages", "dist-packages"}
+_TABLES = (torch.nn.Embedding, torch.nn.EmbeddingBag)
 _LONGEST = 80  # characters of a line of code that are shown
 
 
@@ -90,14 +91,16 @@ def explain(error: Exception, model: torch.nn.Module, inputs: Inputs, constants:
 def check_call(model: torch.nn.Module, inputs: Inputs) -> None:
     """Refuse inputs on which the model itself fails, though the tracer does not.
 
-    The tracer looks at no value, and lets some operators mix dtypes. The model is really called
-    where a tensor has another dtype than the weights: an index, a mask, the wrong precision.
+    The tracer looks at no value, lets some operators mix dtypes, and torch 2.11's takes floats for
+    indices. The model is really called where it has embeddings, and where a tensor has another
+    dtype than the weights: an index, a mask, the wrong precision.
 
     Raises:
         CaptureError: as `explain` says it.
     """
     own = floating_dtype(model)
-    if all(item.dtype == own for item in tensors(pytree.tree_leaves(inputs))):
+    is_usual = all(item.dtype == own for item in tensors(pytree.tree_leaves(inputs)))
+    if is_usual and not any(isinstance(item, _TABLES) for item in model.modules()):
         return
     try:
         with evaluating(model):
