@@ -177,7 +177,7 @@ def _number(made: Meaning) -> tuple[Any, ...]:
 
 
 _OVERFLOWS = "exp overflows for large values, where {} does not"
-_SLOWER = "ONNX Runtime's Softplus takes longer on a CPU than Exp and Log"
+_SLOWER = "ONNX Runtime's {} takes longer on a CPU"
 _COUNTED = "the variance is divided by n − 1, that of a layer norm by n"
 _OUTSIDE = "the number that keeps it from dividing by zero is added outside of the root"
 
@@ -192,7 +192,9 @@ _COMPOSITES = (
         aten.gelu.default, _gelu_by_tanh, keywords=(("approximate", "tanh"),), name="gelu by tanh"
     ),
     Composite(aten.mish.default, lambda x: x * tanh(f.softplus(x))),
-    Composite(aten.mish.default, lambda x: x * tanh(_softplus(x)), cpu_refusal=_SLOWER),
+    Composite(
+        aten.mish.default, lambda x: x * tanh(_softplus(x)), cpu_refusal=_SLOWER.format("Softplus")
+    ),
     Composite(aten.softplus.default, _softplus, refusal=_OVERFLOWS.format("softplus")),
     Composite(
         aten.leaky_relu.default, lambda x, number: f.maximum(x, x * number), _number, below=1
@@ -222,12 +224,18 @@ _COMPOSITES = (
     ),
     Composite(aten.log_softmax.int, lambda x, axes: x - f.logsumexp(x, axes), _axis),
     Composite(aten.log_softmax.int, lambda x, axes: x - _logsumexp(x, axes), _axis),
-    Composite(aten.logsumexp.default, _logsumexp, lambda made: (list(made.axes), True)),
+    Composite(
+        aten.logsumexp.default,
+        _logsumexp,
+        lambda made: (list(made.axes), True),
+        cpu_refusal=_SLOWER.format("ReduceLogSumExp"),
+    ),
     Composite(
         aten.linalg_vector_norm.default,
         lambda x, axes: f.total(x**2, axes) ** 0.5,
         lambda made: (2, list(made.axes), True),
         name="norm of vectors",
+        cpu_refusal=_SLOWER.format("ReduceL2"),
     ),
     Composite(aten.rms_norm.default, _rms_norm),
     Composite(aten.layer_norm.default, _layer_norm),

@@ -37,8 +37,8 @@ class FuseComposites(Pass):
     3. what overflows where the operator does not: exp(x)/sum(exp(x)), unless the maximum is
        subtracted first, and log(1 + exp(x));
     4. a layer norm whose variance is divided by n − 1, or that adds ε outside of the root;
-    5. x·tanh(log(1 + exp(x))) on a CPU, where ONNX Runtime takes longer for mish; an RMS norm
-       that is shorter as it is, or over other axes than the last;
+    5. logsumexp, norms of vectors and x·tanh(log(1 + exp(x))) on a CPU, where ONNX Runtime takes
+       longer for the operator; an RMS norm that is shorter as it is, or not over the last axes;
     6. relu by comparison, which makes 0 of NaN.
     """
 
