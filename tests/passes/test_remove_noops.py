@@ -256,7 +256,7 @@ NOOPS: dict[str, Function] = {
 LEFT = {
     "Dropout3d": ["unsqueeze", "select"],
     "permute that fixes the long axes": ["unsqueeze"],
-    "max_pool1d of 1": ["select", "unsqueeze"],
+    "max_pool1d of 1": ["slice"],
     "interpolate trilinear": ["unsqueeze", "select"],
     "mean over ones": ["unsqueeze"],
 }
