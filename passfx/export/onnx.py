@@ -23,7 +23,9 @@ from passfx.errors import ExportError, named_line, quiet
 from passfx.export.settings import ExportSettings
 from passfx.export.sizes import simplify_sizes
 from passfx.files import data_name, is_file, replacing
-from passfx.graph.query import attribute, is_constant, tensor, tensors, value
+from passfx.graph.ops import aten
+from passfx.graph.query import attribute, is_call, is_constant, tensor, tensors, value
+from passfx.graph.shapes import ints
 from passfx.record import OnnxReport
 from passfx.version import __version__
 
@@ -58,6 +60,7 @@ def to_exported_program(graph_module: GraphModule, captured: Captured) -> Export
         elif node not in copies:
             read = _once(graph, copies) if _has_branches(node) else copies.__getitem__
             copies[node] = graph.node_copy(node, read)
+            _use_mean(copies[node])
             if node.op == "placeholder":
                 kind, argument = signature.InputKind.USER_INPUT, _argument(copies[node])
                 inputs.append(signature.InputSpec(kind, argument, None))
@@ -77,6 +80,15 @@ def to_exported_program(graph_module: GraphModule, captured: Captured) -> Export
         module_call_graph=program.module_call_graph[:1],
         example_inputs=(captured.args, captured.kwargs),
     )
+
+
+def _use_mean(node: Node) -> None:
+    """The average of a whole image as a mean: torch's own translation keeps strides too.
+
+    For an image whose channels lie last that is `as_strided`, written with an index per element.
+    """
+    if is_call(node, aten.adaptive_avg_pool2d) and ints(node.args[1], 2) == (1, 1):
+        node.target, node.args = aten.mean.dim, (node.args[0], [-1, -2], True)
 
 
 def _has_branches(node: Node) -> bool:
