@@ -27,6 +27,7 @@ from passfx.export.translations import translations
 from passfx.files import data_name, is_file, replacing
 from passfx.graph.ops import aten
 from passfx.graph.query import arguments, attribute, is_call, is_constant, tensor, tensors, value
+from passfx.graph.shapes import ints
 from passfx.record import OnnxReport
 from passfx.version import __version__
 
@@ -69,6 +70,7 @@ def to_exported_program(graph_module: GraphModule, captured: Captured) -> Export
         elif node not in copies and not is_call(node, aten.unbind):
             read = _once(graph, copies) if _has_branches(node) else copies.__getitem__
             copies[node] = graph.node_copy(node, read)
+            _use_mean(copies[node])
             if node.op == "placeholder":
                 kind, argument = signature.InputKind.USER_INPUT, _argument(copies[node])
                 inputs.append(signature.InputSpec(kind, argument, None))
@@ -96,6 +98,15 @@ def _is_part(node: Node) -> bool:
     The exporter writes that as a split and a squeeze of every part; a gather each is one less.
     """
     return node.target is operator.getitem and is_call(node.args[0], aten.unbind)
+
+
+def _use_mean(node: Node) -> None:
+    """The average of a whole image as a mean: torch's own translation keeps strides too.
+
+    For an image whose channels lie last that is `as_strided`, written with an index per element.
+    """
+    if is_call(node, aten.adaptive_avg_pool2d) and ints(node.args[1], 2) == (1, 1):
+        node.target, node.args = aten.mean.dim, (node.args[0], [-1, -2], True)
 
 
 def _has_branches(node: Node) -> bool:

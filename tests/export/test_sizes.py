@@ -106,6 +106,10 @@ MODELS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         Function(lambda m, x: F.interpolate(x, (6, 9), mode="bilinear") + F.interpolate(x, (6, 9))),
         (2, 3, 6),
     ),
+    "channels last": (
+        Function(lambda m, x: F.adaptive_avg_pool2d(x.softmax(3).permute(0, 3, 1, 2), 1) * 2),
+        (3, 4, 6),
+    ),
     "masked": (Function(masked), (6, 8)),
     "table": (Function(lambda m, x: x * torch.arange(3.0).expand(x.shape[0], 4, 3)), (4, 3)),
     "repeated": (Function(lambda m, x: x.expand(x.shape[0], 4, 3) * 2), (1, 3)),
@@ -156,6 +160,12 @@ def test_two_sizes_at_new_places_are_computed(tmp_path: Path) -> None:
     x, other = torch.randn(2, 8, 3, 4), torch.randn(3, 8, 5, 2)
     found = written(tmp_path, Function(lambda m, x: tokens(x)), x, IMAGE, other)
     assert found["Concat"] == 1
+
+
+def test_an_image_whose_channels_lie_last_is_averaged(tmp_path: Path) -> None:
+    model, shape = MODELS["channels last"]
+    found = written(tmp_path, model, torch.randn(2, *shape), None)
+    assert found == {"Softmax": 1, "Transpose": 1, "ReduceMean": 1, "Mul": 1}
 
 
 def test_the_places_of_an_assignment_are_numbers(tmp_path: Path) -> None:
