@@ -92,7 +92,9 @@ def test_a_pass_called_again_reports_no_change(kind: type[Pass], graph: GraphMod
 
 
 def test_the_passes_run_in_a_pass_manager(model: nn.Module, graph: GraphModule, x: Tensor) -> None:
-    manager = PassManager([kind() for kind in PASSES], run_checks_after_each_pass=True)
+    # What is merged last may be folded in the next round.
+    passes = [kind() for kind in PASSES]
+    manager = PassManager(passes, run_checks_after_each_pass=True, steps=2)
     result = manager(graph)
     assert result.modified
     after = ops(result.graph_module)
@@ -100,7 +102,7 @@ def test_the_passes_run_in_a_pass_manager(model: nn.Module, graph: GraphModule, 
         6,
         1,
         1,
-        2,
+        1,
     )
     assert not {"batch_norm", "avg_pool2d", "constant_pad_nd", "mul", "relu"} & after.keys()
     assert_preserves(result.graph_module, model, [x])
