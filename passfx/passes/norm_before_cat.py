@@ -21,11 +21,12 @@ class NormBeforeCat(Pass):
 
     A norm in eval mode, or arithmetic by a constant a channel or one number, maps each channel
     alone, so each part can have its slice of it. A part that comes from a layer, a norm or an
-    average pool, and goes nowhere else, takes its slice in for nothing; the others keep a map of
-    their own, which reads and writes the same bytes but is one launch more.
+    average pool, and goes nowhere else, takes its slice in for nothing; one other may keep a map of
+    its own, which reads and writes the same bytes.
 
     Kept, or refused:
-    1. maps of their own that are predicted to take longer than the one, with the figures;
+    1. maps of their own that are predicted to take longer than the one, or are more of them, with
+       the figures;
     2. a concatenation that others read too;
     3. a map that folds into the layer after it;
     4. concatenations along another axis, of dynamic sizes, of mixed types, or with a part twice.
@@ -47,7 +48,7 @@ class NormBeforeCat(Pass):
         then = sum(affine.seconds(elements(p), profile, elements(p) / total) for p in own)
         figures = f"{then * 1e6:.1f} µs instead of {now * 1e6:.1f} µs"
         taken = f"{len(slices) - len(own)} of the {len(slices)} parts take {node.name} in"
-        if then >= now:
+        if then >= now or len(own) > 1:
             return refuse(node, f"only {taken}, the others would need maps of their own: {figures}")
         return Match(node, (affine.source, node), f"{taken}: {figures}", affine)
 
