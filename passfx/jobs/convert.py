@@ -57,7 +57,8 @@ def convert(
         path: the file to write.
         arguments, weights, input_shapes: for a source: the factory's arguments, a state dict to
             load (.safetensors, or .pt/.pth), and "[NAME:]1x3x224x224" for each random input.
-        dynamic_batch: the first axis of every input may vary.
+        dynamic_batch: the first axis of every input may vary; all together, where the traced graph
+            is right for nothing else.
         dynamic_axes: the axes of each input (a parameter of `forward`) that may vary; a mapping
             says from where to where each of them does: {"x": {2: (8, 100), 3: (8, None)}}.
         dynamic_shapes: both in `torch.export.export`'s own form, instead of them.
