@@ -147,3 +147,8 @@ def _said_of_one(formula: str) -> str | None:
     if end <= last - step:
         parts.append(f"at most {end}")
     return " and ".join(parts)
+
+
+def has_traced(rules: Iterable[SizeRule]) -> bool:
+    """Whether a graph is wrong at sizes that its model takes."""
+    return any(rule.origin == "traced" for rule in rules)

@@ -69,7 +69,8 @@ def convert(
         weights_key: which part of the file of weights to take, with dots between mappings
             ("ema.state_dict"); by default one that fits the model, and a note says which.
         strict: refuse weights that lack a key of the model, or have another one besides.
-        dynamic_batch: the first axis of every input may vary.
+        dynamic_batch: the first axis of every input may vary; all together, where the traced graph
+            is right for nothing else.
         dynamic_axes: the axes of each input (a parameter of `forward`) that may vary; a mapping
             says from where to where each of them does: {"x": {2: (8, 100), 3: (8, None)}}.
         dynamic_shapes: both in `torch.export.export`'s own form, instead of them.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from passfx.analysis.cost import graph_cost
@@ -15,8 +15,10 @@ from passfx.analysis.shortcuts import Shortcut
 from passfx.capture.bounds import Bounds
 from passfx.capture.guard import InputCheck
 from passfx.capture.program import Captured, capture
+from passfx.capture.rules import has_traced
 from passfx.capture.trial import later_rules
 from passfx.capture.weights import hold_tensors
+from passfx.errors import CaptureError
 from passfx.export.settings import ExportSettings
 from passfx.graph.aliases import FreshResults
 from passfx.graph.evaluate import run_flat
@@ -24,8 +26,9 @@ from passfx.graph.query import tensors
 from passfx.pipeline import Plan, Progress, optimize_graph, silent
 from passfx.report.build import captured_report, timed
 from passfx.report.model import Report
+from passfx.source.inputs import dynamic_shapes
 from passfx.source.load import load_source
-from passfx.source.spec import SourceSpec
+from passfx.source.spec import Source, SourceSpec
 from passfx.target import CPU, Target, find_target
 from passfx.verify.finite import check_weights
 from passfx.verify.parity import parity
@@ -213,10 +216,22 @@ def capture_source(
         captured = capture(
             source.model, source.args, source.kwargs, dynamic_shapes=source.dynamic_shapes
         )
+        if spec.dynamic_batch and has_traced(captured.rules):
+            captured = _with_one_batch(spec, source, captured)
         if not share_weights:
             hold_tensors(captured.graph_module, copied=True)
     report = captured_report(source, target, captured, seconds)
     return Optimized(captured.graph_module, report.shortcuts, report, captured)
+
+
+def _with_one_batch(spec: SourceSpec, source: Source, captured: Captured) -> Captured:
+    """A model captured for inputs of one batch, where that is all that its graph can take."""
+    shapes = dynamic_shapes(source, spec, Dim("batch"))
+    try:
+        found = capture(source.model, source.args, source.kwargs, dynamic_shapes=shapes)
+    except CaptureError:
+        return captured
+    return captured if has_traced(found.rules) else found
 
 
 def optimize_source(

@@ -200,8 +200,14 @@ def bound_inputs(source: Source) -> dict[str, Any]:
         ) from error
 
 
-def dynamic_shapes(source: Source, given: SourceSpec) -> dict[str, Any]:
-    """`torch.export`'s form of "these axes of these inputs may vary"."""
+def dynamic_shapes(
+    source: Source, given: SourceSpec, batch_size: Any = Dim.DYNAMIC
+) -> dict[str, Any]:
+    """`torch.export`'s form of "these axes of these inputs may vary".
+
+    Args:
+        batch_size: what the first axes of a dynamic batch are; one `Dim` makes them one size.
+    """
     if isinstance(source.model, ExportedProgram):
         raise SourceError(
             f"{source.name} is an exported program, whose dynamic sizes were fixed when it was made"
@@ -221,9 +227,10 @@ def dynamic_shapes(source: Source, given: SourceSpec) -> dict[str, Any]:
         for axis in ranges:
             if not 0 <= axis < item.ndim:
                 raise SourceError(f"input {name!r} has {item.ndim} axes, so none is number {axis}")
-        return {
+        sizes = {
             axis: Dim.DYNAMIC(*ends) if ends and any(ends) else Dim.DYNAMIC
             for axis, ends in sorted((batch | dict(ranges)).items())
         }
+        return {**sizes, 0: batch_size} if batch and 0 not in ranges else sizes
 
     return {name: pytree.tree_map(partial(spec, name), item) for name, item in inputs.items()}

@@ -319,6 +319,26 @@ def test_dynamic_axes(tmp_path: Path, small: nn.Module, inputs: tuple[Tensor, Te
         torch.testing.assert_close(torch.from_numpy(result), small(x, y), rtol=1e-4, atol=1e-5)
 
 
+class Masked(nn.Module):
+    """Takes a mask for each sample, or one for all, and reads them in two ways."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if mask.shape[0] == 1:
+            return x * mask
+        return x * mask[torch.arange(x.shape[0])]
+
+
+def test_a_dynamic_batch_is_one_where_inputs_of_other_sizes_would_be_wrong(tmp_path: Path) -> None:
+    example = torch.randn(1, 3), torch.rand(1, 3)
+    report = passfx.convert(Masked(), tmp_path / "a.onnx", example, dynamic_batch=True)
+    assert [info.shape for info in report.inputs] == [("batch", 3), ("batch", 3)]
+    session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"))
+    for batch in (1, 2, 5):
+        x, mask = torch.randn(batch, 3), torch.rand(batch, 3)
+        (result,) = session.run(None, {"x": x.numpy(), "mask": mask.numpy()})
+        torch.testing.assert_close(torch.from_numpy(result), Masked()(x, mask))
+
+
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
