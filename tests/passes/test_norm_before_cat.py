@@ -197,6 +197,17 @@ REFUSED: dict[str, tuple[Function, str]] = {
 }
 
 
+def test_refuses_1_more_maps_than_before_though_they_read_less() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.norm(cat(m.layer(x), x.exp(), x.sigmoid())).relu()
+
+    options = {"layer": nn.Conv2d(4, 24, 3, padding=1), "norm": nn.BatchNorm2d(32)}
+    _, _, editor = move(forward, randn(1, 4, 64, 64), **options)
+    assert not editor.modified
+    (refusal,) = editor.refusals
+    assert refusal.reason.startswith("only 1 of the 3 parts take batch_norm in, the others would")
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses(name: str) -> None:
     function, reason = REFUSED[name]
