@@ -107,7 +107,7 @@ def archive_kind(path: Path) -> str | None:
     """ "TorchScript" or "a program of torch.export", where a file is one of them."""
     try:
         records = torch._C.PyTorchFileReader(str(path)).get_all_records()
-    except RuntimeError:
+    except (RuntimeError, UnicodeDecodeError):  # damaged, or none
         return None
     if "constants.pkl" in records:
         return "TorchScript"

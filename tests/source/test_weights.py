@@ -128,6 +128,14 @@ def test_unreadable_weights(tmp_path: Path, name: str, content: bytes, fresh: nn
         load_weights(fresh, tmp_path / name)
 
 
+def test_damaged_names_in_an_archive(tmp_path: Path, trained: nn.Module, fresh: nn.Module) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(trained.state_dict(), path)
+    path.write_bytes(path.read_bytes().replace(b"weights/byteorder", b"weights/byte\xff\xa1der"))
+    with pytest.raises(SourceError, match="weights.pth cannot be read by torch.load"):
+        load_weights(fresh, path)
+
+
 def test_damaged_weights(tmp_path: Path, trained: nn.Module, fresh: nn.Module) -> None:
     path = tmp_path / "w.pt"
     torch.save(trained.state_dict(), path)
