@@ -65,13 +65,15 @@ class Candidate:
     def is_shorter(self) -> bool:
         """Whether the form takes fewer operators than its span.
 
-        What only moves stays as it is, and what only moves and scales becomes no layer. A slice,
-        pad, reshape or shift besides counts, and so does padding by name inside its operator; a
-        scale and shift of the last axis of more than two take a product and a sum.
+        What only moves stays as it is, and what only moves and scales becomes no layer. The parts
+        of a split are put together again or stay, as those of merged siblings do. A slice, pad,
+        reshape or shift besides counts, and so does padding by name inside its operator; a scale
+        and shift of the last axis of more than two take a product and a sum.
         """
         operators = [node for node in self.span if node.target is not getitem]
         geometry, shape = self.written.geometry, known_tensor(self.node).shape
-        if all(is_call(node, *_MOVES) for node in operators):
+        splits = len(operators) < len(self.span)
+        if all(is_call(node, *_MOVES) for node in operators) or (splits and not self.form.picks):
             return False
         is_map = geometry.uncut.is_pointwise
         if not is_map and all(map(_only_moves_and_scales, operators)):
