@@ -24,8 +24,16 @@ from passfx.export.settings import ExportSettings
 from passfx.export.sizes import simplify_sizes
 from passfx.files import data_name, is_file, replacing
 from passfx.graph.ops import aten
-from passfx.graph.query import attribute, is_call, is_constant, tensor, tensors, value
-from passfx.graph.shapes import ints
+from passfx.graph.query import (
+    arguments,
+    attribute,
+    is_call,
+    is_constant,
+    tensor,
+    tensors,
+    value,
+)
+from passfx.graph.shapes import fixed, ints, known_tensor
 from passfx.record import OnnxReport
 from passfx.version import __version__
 
@@ -61,6 +69,7 @@ def to_exported_program(graph_module: GraphModule, captured: Captured) -> Export
             read = _once(graph, copies) if _has_branches(node) else copies.__getitem__
             copies[node] = graph.node_copy(node, read)
             _use_mean(copies[node])
+            copies[node] = _in_four_axes(copies[node])
             if node.op == "placeholder":
                 kind, argument = signature.InputKind.USER_INPUT, _argument(copies[node])
                 inputs.append(signature.InputSpec(kind, argument, None))
@@ -89,6 +98,46 @@ def _use_mean(node: Node) -> None:
     """
     if is_call(node, aten.adaptive_avg_pool2d) and ints(node.args[1], 2) == (1, 1):
         node.target, node.args = aten.mean.dim, (node.args[0], [-1, -2], True)
+
+
+def _in_four_axes(node: Node) -> Node:
+    """Attention in four axes, which is all that the exporter translates; what has its result."""
+    fake = tensor(node)
+    if not is_call(node, aten.scaled_dot_product_attention) or fake is None or fake.ndim in (2, 4):
+        return node
+    mask = arguments(node)["attn_mask"]
+    if mask is not None and known_tensor(mask).ndim > 2:
+        return node
+    numbers = [-1 if size is None else size for size in map(fixed, fake.shape)]
+    if numbers.count(-1) > 1:
+        return node
+    graph = node.graph
+    for read in dict.fromkeys(node.args[:3]):
+        with graph.inserting_before(node):
+            assert isinstance(read, Node)
+            rank = known_tensor(read).ndim
+            if rank == 3:
+                whole = _call(graph, fake, aten.unsqueeze.default, read, 1)
+            else:
+                whole = _call(graph, fake, aten.flatten.using_ints, read, 0, rank - 4)
+            node.replace_input_with(read, whole)
+    node.meta = {**node.meta, "val": _run(fake, node.target, *node.args, **node.kwargs)}
+    with graph.inserting_after(node):
+        return _call(graph, fake, aten.reshape.default, node, numbers)
+
+
+def _call(graph: Graph, like: torch.Tensor, target: Any, *args: Any) -> Node:
+    """A new call, with its value."""
+    node = graph.call_function(target, args)
+    node.meta = {"val": _run(like, target, *args)}
+    return node
+
+
+def _run(like: torch.Tensor, target: Any, *args: Any, **kwargs: Any) -> Any:
+    """The value of a call, in the fake mode that another one is from."""
+    args, kwargs = torch.fx.node.map_arg((args, kwargs), value)
+    with like.fake_mode, torch.no_grad():  # type: ignore[attr-defined]
+        return target(*args, **kwargs)
 
 
 def _has_branches(node: Node) -> bool:
