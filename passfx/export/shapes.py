@@ -59,6 +59,10 @@ class Shapes:
         if node.domain not in ("", "ai.onnx") or not node.outputs:
             return
         for output, inferred in zip(node.outputs, self._inferred(node), strict=False):
+            declared = _declared(output)
+            if declared is not None and inferred is not None and len(declared) != len(inferred):
+                # torch 2.11 gives the results of a recurrent layer the shape of the first one.
+                output.shape = ir.Shape(inferred)
             shape = _merged(_declared(output), inferred)
             if shape is not None:
                 self._shapes[output] = shape
