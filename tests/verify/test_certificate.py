@@ -10,13 +10,14 @@ from torch.nn import functional
 
 from passfx.algebra.channel import ChannelAffine
 from passfx.graph.editor import Editor, Match
-from passfx.graph.query import arguments, constant
+from passfx.graph.query import arguments, constant, is_call
 from passfx.passes import Pass
 from passfx.passes.collapse import Collapse
 from passfx.passes.remove_noops import RemoveNoops
 from passfx.pipeline import Plan, optimize_graph
 from tests.helpers import apply, assert_preserves, captured, randomize
 from tests.helpers import ops as count
+from tests.passes.strategies import Model
 from tests.verify.nets import Folded
 from tests.verify.wrong import (
     Replace,
@@ -294,3 +295,39 @@ def test_the_only_axis_of_a_flat_value_may_be_its_channels() -> None:
     _, editor = apply(Collapse(), Flat(), torch.randn(3, 4))
     assert editor.rewrites
     assert editor.refusals == []
+
+
+class Rounded(Pass):
+    """Takes x·1.41421 for x·√2, to within what it is told."""
+
+    name = "rounded"
+
+    def match(self, node: Node) -> Match | None:
+        if not is_call(node, torch.ops.aten.mul):
+            return None
+        source, number = node.args
+        meant = {node: (source, 2**0.5)} if isinstance(number, float) else {}
+        if isinstance(number, Node):
+            meant = {number: torch.tensor(2.0, dtype=torch.float64).sqrt()}
+        return Match(node, (node,), "a product with √2", meant=meant)
+
+    def rewrite(self, editor: Editor, match: Match) -> Node:
+        target = torch.ops.aten.div.Tensor
+        return editor.call(target, match.at.all_input_nodes[0], 0.5**0.5)
+
+
+@pytest.mark.parametrize("given", [1.41421356, torch.tensor(2.0).sqrt()])
+def test_numbers_that_are_roundings_of_what_is_meant_are_proven_with_that(given: object) -> None:
+    _, editor = apply(Rounded(), Model(lambda m, x: x * m.number, number=given), torch.randn(3))
+    assert len(editor.rewrites) == 1
+    assert editor.rewrites[0].error is not None and editor.rewrites[0].error < 1e-15
+
+
+@pytest.mark.parametrize("given", [1.41421, torch.tensor(1.41421)])
+def test_numbers_that_are_not_are_undone(given: object) -> None:
+    model = Model(lambda m, x: x * m.number, number=given)
+    graph_module, _ = optimize_graph(captured(model, torch.randn(3)), [])
+    editor = Rounded().run(graph_module)
+    assert not editor.modified
+    (refusal,) = editor.refusals
+    assert refusal.reason.endswith("has other numbers than those it is taken for")
