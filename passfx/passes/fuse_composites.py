@@ -50,10 +50,13 @@ class FuseComposites(Pass):
                 yield self.match(node)
 
     def match(self, node: Node) -> Found:
-        found: Found = None
-        for region in regions(node):
-            found = self._found(region) or found
-        return found
+        refused: Found = None
+        for region in regions(node):  # the smallest first: a norm takes in a scale before it too
+            found = self._found(region)
+            if isinstance(found, Match):
+                return found
+            refused = refused or found
+        return refused
 
     def _found(self, region: Region) -> Found:
         node, dtype = region.nodes[-1], known_tensor(region.source).dtype

@@ -257,6 +257,14 @@ def test_what_is_slower_on_a_cpu_is_one_operator_on_a_gpu_alone(name: str) -> No
     assert reason in {item.reason for item in editor.refusals}
 
 
+def test_a_norm_leaves_the_scale_of_an_activation_before_it() -> None:
+    """It would be the same norm of six times as much."""
+    model = Model(lambda m, x: norm(x * functional.relu6(x + 3) / 6))
+    graph, _ = apply(FuseComposites(), model, x := torch.randn(4, 6))
+    assert ops(graph) == {"hardswish": 1, "layer_norm": 1}
+    torch.testing.assert_close(run(graph, x), run(model, x))
+
+
 def test_the_largest_form_wins() -> None:
     """A gate that is read twice stays, and what it is made of is named."""
 
