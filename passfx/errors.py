@@ -3,7 +3,7 @@
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -44,6 +44,12 @@ def first_line(error: BaseException) -> str:
 def named_line(error: BaseException) -> str:
     """The same with its class before it: "RuntimeError: out of memory"."""
     return f"{type(error).__name__}: {first_line(error)}"
+
+
+def some(names: Sequence[str], limit: int = 5) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 _NOISY_LOGGERS = (

@@ -19,17 +19,13 @@ VIEWS = (*RESHAPES, aten.stack)  # of one
 
 @dataclass(frozen=True)
 class Shorter:
-    """What some nodes come to: `source`, or one operator on it, or on a list of sources.
-
-    Or the last of the nodes `without` one of its arguments.
-    """
+    """What some nodes come to: `source`, or one operator on it, or on a list of sources."""
 
     nodes: tuple[Node, ...]
     what: str
     source: Node | list[Node]
     operator: OpOverload | None = None
     arguments: tuple[Any, ...] = ()
-    without: Node | None = None
 
 
 class MemoryReaders:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from passfx.capture.dynamic import Inputs
 from passfx.capture.state import evaluating, same_numbers
-from passfx.errors import CaptureError
+from passfx.errors import CaptureError, some
 from passfx.graph.query import tensors
 from passfx.graph.results import result_leaves
 
@@ -38,9 +38,10 @@ def refuse_memory(model: torch.nn.Module, inputs: Inputs, changed: Sequence[str]
         again = call(model, inputs)
     if _agree(first, again):
         at = f" at {', '.join(dict.fromkeys(lines.values()))}" if lines else ""
+        names = some([*map(repr, changed)], 3)
         raise CaptureError(
             f"{type(model).__name__} gives another result at its second call, because forward() "
-            f"changes its own {listed(changed)}{at}, which a fixed graph cannot do; make it an "
+            f"changes its own {names}{at}, which a fixed graph cannot do; make it an "
             "input and an output"
         )
 
@@ -86,8 +87,3 @@ def _noting(kind: Any, path: str, names: Sequence[str], lines: dict[str, str]) -
         kind.__setattr__(module, key, value)
 
     return type(kind.__name__, (kind,), {"__setattr__": note, "__module__": kind.__module__})
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in one phrase, three at most."""
-    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if names[3:] else "")

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from passfx.graph.query import dtype_name
+from passfx.capture.dynamic import Inputs
+from passfx.graph.query import dtype_name, floating_dtype
 
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 _MOST_INPUTS = 16  # of a model for which each is tried alone
 
 
@@ -58,11 +58,6 @@ def dtype_advice(model: torch.nn.Module, found: dict[str, tuple[Tensor, torch.dt
         sizes = "x".join(map(str, item.shape))
         given += f", or by --input-shape {first}:{sizes}:{dtype_name(wanted)}"
     return f"; it takes {told}: give it so, {given}"
-
-
-def floating_dtype(model: torch.nn.Module) -> torch.dtype | None:
-    """That of a model's weights; None where it has none."""
-    return next((item.dtype for item in model.parameters() if item.is_floating_point()), None)
 
 
 def _trials(leaves: list[Any], own: torch.dtype) -> Iterator[tuple[list[int], torch.dtype]]:

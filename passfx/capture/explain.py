@@ -11,12 +11,12 @@ import torch
 from torch.utils import _pytree as pytree
 
 from passfx.capture.bounds import source_name
-from passfx.capture.calls import call, listed
-from passfx.capture.dtypes import dtype_advice, floating_dtype, wanted_dtypes
+from passfx.capture.calls import call
+from passfx.capture.dtypes import dtype_advice, wanted_dtypes
 from passfx.capture.dynamic import Inputs
 from passfx.capture.state import evaluating
-from passfx.errors import CaptureError, first_line, named_line
-from passfx.graph.query import dtype_name, tensors
+from passfx.errors import CaptureError, first_line, named_line, some
+from passfx.graph.query import dtype_name, floating_dtype, tensors
 
 _ON_DATA = ("GuardOnDataDependentSymNode", "DataDependentOutputException",
     "DynamicOutputShapeException")  # fmt: skip
@@ -84,7 +84,8 @@ def explain(error: Exception, model: torch.nn.Module, inputs: Inputs, constants:
         return f"{name} cannot be captured{at}: its flow depends on the value of a tensor; {way}"
     advice = ""
     if written:
-        advice = f"; it writes to its own {listed(written)} in eval mode, which a graph cannot do"
+        names = some([*map(repr, written)], 3)
+        advice = f"; it writes to its own {names} in eval mode, which a graph cannot do"
     return f"{name} cannot be captured{at}: {reason}{advice}"
 
 

@@ -213,9 +213,9 @@ def _export(
     except Exception as error:
         hooks.clear()  # torch 2.11 leaves a hook behind that breaks the model's own buffers
         hooks.update(registered)
-        own = isinstance(error, CaptureError)
-        reason = f"{type(model).__name__} cannot be captured: {error}" if own else None
-        raise CaptureError(reason or explain(error, model, inputs, constants)) from error
+        if isinstance(error, CaptureError):  # of ours, about the results
+            raise CaptureError(f"{type(model).__name__} cannot be captured: {error}") from error
+        raise CaptureError(explain(error, model, inputs, constants)) from error
 
 
 @dataclass(frozen=True)

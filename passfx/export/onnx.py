@@ -65,7 +65,7 @@ def to_exported_program(graph_module: GraphModule, captured: Captured) -> Export
             parts, index = node.args
             bound = arguments(parts)
             taken = copies[bound["self"]], bound["dim"], index
-            copies[node] = graph.call_function(torch.ops.aten.select.int, taken)
+            copies[node] = graph.call_function(aten.select.int, taken)
             copies[node].meta = dict(node.meta)
         elif node not in copies and not is_call(node, aten.unbind):
             read = _once(graph, copies) if _has_branches(node) else copies.__getitem__
@@ -120,7 +120,7 @@ def _once(graph: Graph, copies: dict[Node, Node]) -> Callable[[Node], Node]:
     def read(node: Node) -> Node:
         copy = copies[node]
         if copy in taken and tensor(node) is not None:
-            copy = graph.call_function(torch.ops.aten.clone.default, (copy,))
+            copy = graph.call_function(aten.clone.default, (copy,))
             copy.meta = dict(node.meta)
         taken.add(copy)
         return copy

@@ -133,7 +133,7 @@ class Shapes:
         if kind in RECURRENT and given[1] is not None and len(first) == 3:
             directions, hidden = given[1][0], integer(node, "hidden_size", None)
             state = (directions, first[1], hidden)
-            return [(first[0], *state[:1], *state[1:]), state, state]
+            return [(first[0], *state), state, state]
         return [None] * len(node.outputs)
 
     def _reshaped(self, node: ir.Node, given: Sizes) -> Sizes | None:

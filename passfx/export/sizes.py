@@ -120,7 +120,7 @@ class _Graph:
         if not source or not given or not merged or not 3 <= len(given) == len(result):
             return None
         wanted = (*given[:-2], given[-1], given[-2])
-        if not all(map(same, merged[1:], given[-2:])) or not all(map(same, result, wanted)):
+        if not _equal(merged[1:], given[-2:]) or not _equal(result, wanted):
             return None
         rank = len(given)
         return source, [*range(rank - 2), rank - 1, rank - 2]

@@ -76,6 +76,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def floating_dtype(model: Any) -> torch.dtype | None:
+    """That of the parameters of a module or program; None where it has none."""
+    return next((item.dtype for item in model.parameters() if item.is_floating_point()), None)
+
+
 def is_constant(node: Any) -> bool:
     """Whether `node` reads a parameter, a buffer or a tensor constant."""
     return isinstance(node, Node) and node.op == "get_attr" and tensor(node) is not None

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from math import inf
 from typing import Any
 
-import torch
 from torch.fx import Graph, Node
 
 from passfx.analysis import layouts
@@ -28,8 +27,8 @@ class RemoveNoops(Pass):
     cancel becomes one operator); an axis that select drops and unsqueeze puts back (a slice); a
     concatenation within one (they become one); x·1, x÷1, x+0, x−0, x^1; a pool of kernel 1 and
     stride 1 or to the size it has; interpolation and pixel shuffle by 1; cat, stack or split of
-    one; the mask of an attention, if it is a constant that hides nothing; a reduction over axes of
-    size 1 that keeps them; clamp without bounds; leaky_relu, prelu with slope 1.
+    one; a reduction over axes of size 1 that keeps them; clamp without bounds; leaky_relu, prelu
+    with slope 1.
 
     Kept:
     1. anything whose result differs in shape, dtype or device, so x·1 that promotes or broadcasts;
@@ -51,11 +50,8 @@ class RemoveNoops(Pass):
 
     def _match(self, node: Node, readers: MemoryReaders) -> Found:
         found = _single_part(node) if node.target is operator.getitem else _unchanged(node)
-        shorter = (
-            *(layouts.shorter_chain, layouts.kept_axis, layouts.flat_concatenation),
-            _without_mask,
-        )
-        found = found or next(filter(None, (look(node) for look in shorter)), None)
+        for look in (layouts.shorter_chain, layouts.kept_axis, layouts.flat_concatenation):
+            found = found or look(node)
         if found is None or readers.after(node) is not None:
             return None
         any_size = not any(is_call(item, *_OF_THIS_SIZE) for item in found.nodes)
@@ -63,8 +59,6 @@ class RemoveNoops(Pass):
 
     def rewrite(self, editor: Editor, match: Match) -> Node:
         found: Shorter = match.data
-        if found.without is not None:
-            return editor.again(match.at, {found.without: None})
         if found.operator is not None:
             return editor.call(found.operator, found.source, *found.arguments)
         assert isinstance(found.source, Node)
@@ -89,21 +83,6 @@ def _single_part(node: Node) -> Shorter | None:
     assert isinstance(parts, Node)
     source, what = first_input(parts), f"{op_name(parts)} changes nothing"
     return Shorter((parts, node), what, source) if source and same_type(node, source) else None
-
-
-def _without_mask(node: Node) -> Shorter | None:
-    """An attention whose mask is a constant that hides nothing."""
-    if not is_call(node, aten.scaled_dot_product_attention):
-        return None
-    query, _, _, mask, *_ = arguments(node).values()
-    nodes, stored = [node], mask
-    while is_call(stored, aten.expand):
-        nodes.insert(0, stored)
-        stored = stored.args[0]
-    shows = is_constant(stored) and known_tensor(stored).dtype == torch.bool
-    if not is_constant(stored) or not _equals(stored, 1 if shows else 0):
-        return None
-    return Shorter(tuple(nodes), "the mask hides nothing", query, without=mask)
 
 
 def _equals(item: Any, number: float) -> bool:

@@ -25,21 +25,21 @@ class ShareCommon(Pass):
     name = "share-common"
 
     def matches(self, graph: Graph) -> Iterator[Found]:
-        constants = [node for node in graph.nodes if is_constant(node)]
-        alike = Counter(map(_probes, constants))
+        probes = {node: _probes(node) for node in filter(is_constant, graph.nodes)}
+        alike = Counter(probes.values())
         first: dict[Any, Node] = {}
         for node in graph.nodes:
-            if is_constant(node):
-                probes = _probes(node)
+            if node in probes:
                 # Few constants have the probes of another, so that few are read as a whole.
-                key = (*probes, _digest(constant(node)) if alike[probes] > 1 else None)
+                is_read = alike[probes[node]] > 1
+                key = (*probes[node], _digest(constant(node)) if is_read else None)
             elif node.op in ("get_attr", "call_function") and is_pure(node):
                 key = node.op, node.target, _freeze(node.args), _freeze(node.kwargs)
             else:
                 continue
             twin = first.setdefault(key, node)
             if twin is not node:
-                what = "a constant" if is_constant(node) else "an expression"
+                what = "a constant" if node in probes else "an expression"
                 yield Match(node, (twin, node), f"{what} equal to {twin.name}", twin)
 
     def rewrite(self, editor: Editor, match: Match) -> Node:

@@ -12,13 +12,13 @@ from passfx.analysis.cost import graph_cost
 from passfx.analysis.shortcuts import find_shortcuts
 from passfx.analysis.untrained import zero_layers
 from passfx.capture.program import Captured
+from passfx.errors import some
 from passfx.export.settings import HALVES, ExportSettings
 from passfx.graph.query import dtype_name, tensor, tensors
 from passfx.graph.shapes import fixed
 from passfx.record import OnnxReport, PassReport, TensorInfo
 from passfx.report.model import Report
 from passfx.source.spec import Source
-from passfx.source.weights import some
 from passfx.target import Target
 
 

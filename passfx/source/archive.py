@@ -22,7 +22,7 @@ from passfx.errors import SourceError, first_line
 TRUST_ADVICE = "load it with --trust-pickle (trust_pickle=True) if you trust where it comes from"
 _PICKLED = re.compile(r"\.pt$|(^|/)serialized_(state_dict|constants)\.json$", re.IGNORECASE)
 _OBJECT = re.compile(r"(^|/)(custom_obj|opaque_obj)_[^/]*$", re.IGNORECASE)
-_PROGRAM = re.compile(r"(^|/)(models/.*|serialized_exported_program\.json)$", re.IGNORECASE)
+PROGRAM = re.compile(r"(^|/)(models/.*|serialized_exported_program\.json)$", re.IGNORECASE)
 _CONFIG = re.compile(r"_config\.json$", re.IGNORECASE)
 _COMPILED = re.compile(r"(^|/)aotinductor/", re.IGNORECASE)
 _MAX_GROWTH = 100  # torch does not compress; what other tools compress grows ten times or so
@@ -91,7 +91,7 @@ def _faults(names: Sequence[str], read: _Read) -> Iterator[str]:
             yield f"a pickled object ({name})"
         elif _PICKLED.search(name):
             yield from _pickle_faults(name, read)
-        elif _PROGRAM.search(name):
+        elif PROGRAM.search(name):
             yield from _program_faults(json.loads(read(name)), name)
         elif _CONFIG.search(name):
             for item in json.loads(read(name))["config"].values():

@@ -20,6 +20,7 @@ from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 
 from passfx.errors import SourceError, first_line, quiet
 from passfx.files import is_file, is_folder
+from passfx.source.archive import PROGRAM
 
 SAVE_ADVICE = "save the weights with torch.save(model.state_dict(), ...)"
 _ARCHIVE = b"PK\3\4"  # how one begins
@@ -111,10 +112,7 @@ def archive_kind(path: Path) -> str | None:
         return None
     if "constants.pkl" in records:
         return "TorchScript"
-    is_program = any(
-        name.startswith("models/") or name == "serialized_exported_program.json" for name in records
-    )
-    return "a program of torch.export" if is_program else None
+    return "a program of torch.export" if any(map(PROGRAM.search, records)) else None
 
 
 def _check(path: Path) -> None:

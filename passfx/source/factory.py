@@ -9,11 +9,10 @@ from types import ModuleType
 
 import torch
 
-from passfx.errors import SourceError
+from passfx.errors import SourceError, some
 from passfx.files import is_file
 from passfx.source.call import call
 from passfx.source.spec import FORMS, Arguments, Loaded
-from passfx.source.weights import some
 from passfx.source.zoo import suggestions
 
 
@@ -88,7 +87,7 @@ def import_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    allow_imports_from(path.parent)
+    _allow_imports_from(path.parent)
     sys.modules.setdefault(path.stem, module)  # so that its dataclasses and pickles find it
     loader = spec.loader
     call(lambda: loader.exec_module(module), f"importing {path}")
@@ -101,12 +100,7 @@ def import_module(name: str, hint: str = "") -> ModuleType:
     Raises:
         SourceError: there is none, or it raises.
     """
-    allow_imports_from(Path.cwd())
-    try:
-        found = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        found = None
-    if found is None:
+    if not is_module(name):
         raise SourceError(
             f"there is no module {name!r} to import{hint or f'; a source is {FORMS}'}"
         )
@@ -114,7 +108,15 @@ def import_module(name: str, hint: str = "") -> ModuleType:
     return module
 
 
-def allow_imports_from(folder: Path) -> None:
-    """Let modules of a folder be imported."""
+def is_module(name: str) -> bool:
+    """Whether there is a module of a dotted name, here or installed."""
+    _allow_imports_from(Path.cwd())
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _allow_imports_from(folder: Path) -> None:
     if str(folder.resolve()) not in sys.path:
         sys.path.insert(0, str(folder.resolve()))

@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from passfx.errors import SourceError
-from passfx.graph.query import dtype_name
+from passfx.graph.query import dtype_name, floating_dtype
 from passfx.source.spec import Source, SourceSpec
 
 DTYPES = (
@@ -157,7 +157,7 @@ def random_inputs(
     if repeated is not None:
         raise SourceError(f"--input-shape gives {repeated!r} twice")
     random = torch.Generator().manual_seed(seed)
-    own = _floating(model)
+    own = floating_dtype(model) or torch.float32
     drawn = [(item.name, draw(item.sizes, item.dtype or own, random)) for item in shapes]
     args = tuple(item for name, item in drawn if name is None)
     return args, {name: item for name, item in drawn if name is not None}
@@ -167,7 +167,7 @@ def drawing_notes(
     model: torch.nn.Module | ExportedProgram, shapes: Sequence[InputShape]
 ) -> tuple[str, ...]:
     """Sentences about what was drawn that is not what everyone expects."""
-    notes, own = [], _floating(model)
+    notes, own = [], floating_dtype(model) or torch.float32
     if own != torch.float32 and not all(item.dtype for item in shapes):
         notes.append(f"inputs are drawn in the model's own {dtype_name(own)}")
     coarse = [item for item in shapes if item.dtype in _COARSE]
@@ -177,11 +177,6 @@ def drawing_notes(
             f"integers of {names} are drawn from 0 and 1; example_inputs() may give others"
         )
     return tuple(notes)
-
-
-def _floating(model: torch.nn.Module | ExportedProgram) -> torch.dtype:
-    dtypes = (item.dtype for item in model.parameters() if item.dtype.is_floating_point)
-    return next(dtypes, torch.float32)
 
 
 def bound_inputs(source: Source) -> dict[str, Any]:

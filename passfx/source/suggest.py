@@ -1,16 +1,14 @@
 """What somebody may have meant who named no source."""
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from passfx.errors import SourceError
+from passfx.errors import SourceError, some
 from passfx.files import is_file, is_folder
 from passfx.source.checkpoint import archive_kind, modules_in, read_checkpoint
-from passfx.source.factory import allow_imports_from, factories, import_file, import_module
+from passfx.source.factory import factories, import_file, import_module, is_module
 from passfx.source.fit import parts
 from passfx.source.spec import FORMS
-from passfx.source.weights import some
 from passfx.source.zoo import suggestions
 
 _WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".pkl", ".tar")
@@ -40,7 +38,7 @@ def no_source(text: str) -> SourceError:
         files = sorted(item.name for item in path.glob("*.py"))
         holds = f"; it holds {some(files)}" if files else ""
         return SourceError(f"{path} is a folder: name a file in it, {path}/net.py:factory{holds}")
-    if _is_module(place):
+    if all(map(str.isidentifier, place.split("."))) and is_module(place):
         return _without_factory(place, factories(import_module(place)))
     meant = suggestions(place.rpartition("/")[2].rpartition(":")[2])
     hint = f"; did you mean {' or '.join(meant)}?" if meant else f": give {FORMS}"
@@ -85,13 +83,3 @@ def _file_of_weights(path: Path) -> SourceError:
             f"timm:NAME, …), with --weights {path}"
         )
     return SourceError(f"{path} holds neither a model nor weights: give {FORMS}")
-
-
-def _is_module(place: str) -> bool:
-    if not all(word.isidentifier() for word in place.split(".")):
-        return False
-    allow_imports_from(Path.cwd())
-    try:
-        return importlib.util.find_spec(place) is not None
-    except (ImportError, ValueError):
-        return False

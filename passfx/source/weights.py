@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from passfx.errors import SourceError, first_line
+from passfx.errors import SourceError, first_line, some
 from passfx.source.archive import TRUST_ADVICE
 from passfx.source.checkpoint import SAVE_ADVICE, Opaque, modules_in, read_checkpoint
 from passfx.source.fit import Fit, fit, parts, without
@@ -65,12 +65,6 @@ def load_weights(
     except Exception as error:  # a tensor without values, a hook of the model's own
         raise SourceError(f"{where} cannot be loaded: {first_line(error)}") from error
     return tuple(_notes(best, [item for item in whole if item is not best], path, key))
-
-
-def some(keys: Sequence[str], limit: int = 5) -> str:
-    """The first of some names, and how many more there are."""
-    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-    return ", ".join(keys[:limit]) + more
 
 
 def _at(found: Any, key: str, path: Path) -> Any:

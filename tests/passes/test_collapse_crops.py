@@ -259,26 +259,3 @@ def test_concatenations_within_one_are_one() -> None:
     assert ops(graph)["cat"] == 3
     wanted = Model(forward).double()(x)
     assert torch.equal(graph(x)[0], wanted[0])
-
-
-@pytest.mark.parametrize(
-    ("mask", "is_kept"),
-    [
-        (torch.ones(1, 1, 5, 5, dtype=torch.bool), False),
-        (torch.zeros(5, 5), False),
-        (torch.ones(5, 5).tril().bool(), True),
-        (torch.ones(5, 5), True),
-    ],
-)
-def test_a_mask_that_hides_nothing_goes(mask: Tensor, is_kept: bool) -> None:
-    def forward(m: Any, x: Tensor) -> Tensor:
-        hidden = m.mask.expand(2, -1, -1, -1) if m.mask.ndim == 4 else m.mask
-        return functional.scaled_dot_product_attention(x, x + 1, x * 2, hidden, scale=0.3)
-
-    x = randn(2, 3, 5, 4)
-    model = Model(forward, mask=mask).double()
-    graph, _ = apply(RemoveNoops(), model, x)
-    (attention,) = (node for node in operators(graph) if "attention" in node.name)
-    assert (len(attention.all_input_nodes) == 4) == is_kept
-    assert attention.kwargs["scale"] == 0.3
-    assert_preserves(graph, model, [x])

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from passfx.graph.query import arguments, is_constant
+from passfx.graph.query import arguments, is_constant, operators
 from passfx.graph.text import to_text
 from passfx.passes.simplify_masks import SimplifyMasks
-from tests.helpers import apply, assert_same_structure, captured, draws
+from tests.helpers import apply, assert_preserves, assert_same_structure, captured, draws
 from tests.passes.strategies import Model, results, run
 
 Function = Callable[..., Any]
@@ -48,6 +48,29 @@ def test_a_mask_that_hides_nothing_goes(name: str) -> None:
     assert_same_structure(graph, PLAIN, *given)
     torch.testing.assert_close(run(graph, *given), run(model, *given))
     assert not SimplifyMasks().run(graph).modified
+
+
+@pytest.mark.parametrize(
+    ("mask", "is_kept"),
+    [
+        (torch.ones(1, 1, 5, 5, dtype=torch.bool), False),
+        (torch.zeros(5, 5), False),
+        (torch.ones(5, 5).tril(1).bool(), True),
+        (torch.ones(5, 5), True),
+    ],
+)
+def test_the_scale_stays_whether_a_mask_goes_or_not(mask: Tensor, is_kept: bool) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        hidden = m.mask.expand(2, -1, -1, -1) if m.mask.ndim == 4 else m.mask
+        return functional.scaled_dot_product_attention(x, x + 1, x * 2, hidden, scale=0.3)
+
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    model = Model(forward, mask=mask).double()
+    graph, _ = apply(SimplifyMasks(), model, x)
+    (attention,) = (node for node in operators(graph) if "attention" in node.name)
+    assert (len(attention.all_input_nodes) == 4) == is_kept
+    assert attention.kwargs["scale"] == 0.3
+    assert_preserves(graph, model, [x])
 
 
 def test_a_mask_that_is_expanded_to_a_batch_of_any_size_goes() -> None:
