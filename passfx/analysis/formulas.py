@@ -26,7 +26,7 @@ from passfx.algebra.expression import (
 from passfx.algebra.functions import SAMPLE_VARIANCE
 from passfx.graph.ops import COPIES, aten
 from passfx.graph.query import arguments, constant, is_call, is_constant, tensor
-from passfx.graph.shapes import ints, known_tensor
+from passfx.graph.shapes import ints, known_tensor, number_dtype
 
 _MOST_NODES = 24  # a layer norm with everything by hand takes twelve
 _MOST_NUMBERS = 200
@@ -55,8 +55,7 @@ class Region:
         """What numbers stand for where they are rounded: constant → tensor, call → arguments."""
         found: dict[Node, Any] = {}
         for node in filter(is_call, self.nodes):
-            wide = torch.float64 if _dtype(node) == torch.float64 else torch.float32
-            args = map_aggregate(node.args, partial(meant, dtype=wide))
+            args = map_aggregate(node.args, partial(meant, dtype=number_dtype(node)))
             if args != node.args:
                 found[node] = args
             for read in filter(_is_number, node.all_input_nodes):
@@ -149,11 +148,6 @@ def _rounded(number: float, dtype: torch.dtype) -> float:
 
 def _packet(node: Node) -> Any:
     return node.target.overloadpacket  # type: ignore[union-attr]
-
-
-def _dtype(node: Node) -> torch.dtype | None:
-    fake = tensor(node)
-    return None if fake is None else fake.dtype
 
 
 def _has_formula(node: Node) -> bool:

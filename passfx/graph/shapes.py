@@ -109,6 +109,12 @@ def same_type(a: Any, b: Any) -> bool:
     return same_sizes(x.shape, y.shape)
 
 
+def number_dtype(node: Any) -> torch.dtype:
+    """The dtype of the numbers among an operator's arguments: float32 where it is no wider."""
+    fake = tensor(node)
+    return torch.float64 if fake is not None and fake.dtype == torch.float64 else torch.float32
+
+
 def ints(given: Any, count: int = 1) -> tuple[int, ...]:
     """An argument that is a number, or one for each of `count` dimensions."""
     items = tuple(given) if isinstance(given, list | tuple) else (given,)

@@ -13,8 +13,8 @@ from passfx.errors import first_line
 from passfx.graph.editor import Certificate, Edit
 from passfx.graph.evaluate import evaluate, widen
 from passfx.graph.ops import ARITHMETIC
-from passfx.graph.query import constant, is_call, tensor, value
-from passfx.graph.shapes import elements, hint
+from passfx.graph.query import constant, is_call, value
+from passfx.graph.shapes import elements, hint, number_dtype
 from passfx.verify.channels import channel_error, largest
 from passfx.verify.draws import LONG, MANY, Draw, Layout, Sizes, draws, tensors_in
 from passfx.verify.error import underflowed
@@ -65,19 +65,15 @@ def _largest(tensor: Tensor) -> float:
 
 
 def _is_rounding(node: Node, meant: Any) -> bool:
-    """Whether numbers are those of a constant or of a call, but for a unit in the last place.
-
-    The numbers of a call are rounded to float32 where it computes no wider.
-    """
+    """Whether numbers are those of a constant or of a call, but for a unit in the last place."""
     if isinstance(meant, Tensor):
         stored = constant(node)
         unit = torch.finfo(stored.dtype).eps
         return torch.allclose(stored.double(), meant, rtol=unit, atol=0.0)
-    fake = tensor(node)
-    wide = torch.float64 if fake is not None and fake.dtype == torch.float64 else torch.float32
+    unit = torch.finfo(number_dtype(node)).eps
     pairs = zip(tree_leaves(meant), tree_leaves(node.args), strict=True)
     numbers = (pair for pair in pairs if pair[0] is not pair[1])
-    return all(math.isclose(*pair, rel_tol=torch.finfo(wide).eps) for pair in numbers)
+    return all(math.isclose(*pair, rel_tol=unit) for pair in numbers)
 
 
 class _Proof:
